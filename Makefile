@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*)
+
+.DELETE_ON_ERROR:
+.PHONY: test test-torch demo bench lint wheel clean
+
+# An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
+# it, so that a rebuild compiles only what changed.
+$(VENV)/.installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet scikit-build-core pybind11 cmake ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	touch $@
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m 'not torch'
+
+test-torch: $(VENV)/.installed
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	$(BIN)/python -m pytest -m torch
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/train_digits.py
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m pytest bench --benchmark-only
+
+lint: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet '.[lint]' --no-build-isolation
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror cpp/*.h cpp/*.cpp
+
+wheel: $(VENV)/.installed
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,145 @@
+// What the library asks of a NumPy array, and how it says that an array is not so.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace fastopt {
+
+namespace py = pybind11;
+
+// Raises Error with all the parts as one text.
+template <class Error, class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw Error(text.str());
+}
+
+inline std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+
+inline std::string text(py::handle object) { return py::str(object).cast<std::string>(); }
+
+inline std::string shape_text(const py::array& array) { return text(array.attr("shape")); }
+
+// An array of native float32 or float64 whose elements are aligned.
+inline py::array as_array(py::handle object, const std::string& where) {
+  if (!py::isinstance<py::array>(object)) {
+    fail<py::type_error>(where, " is of type ", type_name(object), ", expected numpy.ndarray");
+  }
+  py::array array = py::reinterpret_borrow<py::array>(object);
+  const bool native = array.dtype().attr("isnative").cast<bool>();
+  if (!native || !(array.dtype().num() == py::dtype::of<float>().num() ||
+                   array.dtype().num() == py::dtype::of<double>().num())) {
+    fail<py::type_error>(where, " has dtype ", text(array.dtype().attr("str")), " (",
+                         text(array.dtype()), "), expected native float32 or float64");
+  }
+  if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
+    fail<py::value_error>(where, " is not aligned to its element size");
+  }
+  return array;
+}
+
+inline Dtype dtype_of(const py::array& array) {
+  return array.itemsize() == 4 ? Dtype::float32 : Dtype::float64;
+}
+
+// The addresses of the first byte and past the last one.
+struct Extent {
+  const char* begin;
+  const char* end;
+
+  explicit Extent(const py::array& array) {
+    begin = end = static_cast<const char*>(array.data());
+    if (array.size() == 0) return;
+    end += array.itemsize();
+    for (index_t axis = 0; axis < array.ndim(); ++axis) {
+      const index_t reach = (array.shape(axis) - 1) * array.strides(axis);
+      (reach < 0 ? begin : end) += reach;
+    }
+  }
+};
+
+// True if two elements may lie at one address: the axes must nest, as those of every slice do.
+inline bool overlaps_itself(const py::array& array) {
+  std::vector<std::pair<index_t, index_t>> axes;  // |stride|, extent
+  for (index_t axis = 0; axis < array.ndim(); ++axis) {
+    if (array.shape(axis) == 0) return false;
+    if (array.shape(axis) > 1) axes.emplace_back(std::abs(array.strides(axis)), array.shape(axis));
+  }
+  std::sort(axes.begin(), axes.end());
+  index_t bytes = array.itemsize();
+  for (const auto& [stride, extent] : axes) {
+    if (stride < bytes) return true;
+    bytes += stride * (extent - 1);
+  }
+  return false;
+}
+
+inline void check_like(const py::array& array, const py::array& model, const std::string& where,
+                       const char* relation) {
+  const bool same_shape =
+      array.ndim() == model.ndim() &&
+      std::equal(array.shape(), array.shape() + array.ndim(), model.shape());
+  if (!same_shape) {
+    fail<py::value_error>(where, " has shape ", shape_text(array), ", ", relation, " ",
+                          shape_text(model));
+  }
+  if (dtype_of(array) != dtype_of(model)) {
+    fail<py::type_error>(where, " has dtype ", text(array.dtype()), ", ", relation, " ",
+                         text(model.dtype()));
+  }
+}
+
+// What decides how an array is read: an array that looks as it did last time needs no new check.
+class Seen {
+ public:
+  Seen() = default;
+  explicit Seen(const py::array& array)
+      : descriptor_(array.dtype()), flags_(array.flags() & relevant_flags), data_(array.data()) {
+    geometry_.assign(array.shape(), array.shape() + array.ndim());
+    geometry_.insert(geometry_.end(), array.strides(), array.strides() + array.ndim());
+  }
+
+  explicit operator bool() const { return bool(descriptor_); }
+
+  // Everything but the address is as it was.
+  bool matches(py::handle object, py::handle ndarray_type) const {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != ndarray_type.ptr()) return false;
+    const auto* array = py::detail::array_proxy(object.ptr());
+    if (array->descr != descriptor_.ptr() || (array->flags & relevant_flags) != flags_ ||
+        2 * size_t(array->nd) != geometry_.size()) {
+      return false;
+    }
+    const index_t* known = geometry_.data();
+    for (int axis = 0; axis < array->nd; ++axis, ++known) {
+      if (array->dimensions[axis] != known[0] || array->strides[axis] != known[array->nd]) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  bool is_at(const void* data) const { return data == data_; }
+
+  void move_to(const void* data) { data_ = data; }
+
+ private:
+  static constexpr int relevant_flags = py::detail::npy_api::NPY_ARRAY_ALIGNED_ |
+                                        py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+
+  py::object descriptor_;
+  int flags_ = 0;
+  const void* data_ = nullptr;
+  std::vector<index_t> geometry_;  // shape, then strides
+};
+
+}  // namespace fastopt

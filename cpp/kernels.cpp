@@ -1,0 +1,145 @@
+// The one translation unit that is compiled once per instruction set, with FASTOPT_ISA as its name.
+// No standard header and no external symbol but the table: whatever the linker could merge with
+// another object's copy could carry this object's instructions to a processor without them.
+#include "kernels.h"
+
+namespace fastopt::FASTOPT_ISA {
+namespace {
+
+#include "simd.h"
+
+// Far enough for DRAM, measured on Zen 4: 512 to 1024 float32 elements; near a thread's end and in
+// the caches it costs, so short arrays go without.
+constexpr index_t prefetch_bytes = 4096;
+constexpr index_t prefetch_from_bytes = 1 << 20;
+
+struct Names {
+  const char* rule;
+  const char* state;
+  const char* coefficients;
+};
+
+template <class... F>
+struct List {};
+
+constexpr int count_words(const char* text) {
+  int words = 0;
+  for (; *text; ++text) words += *text != ' ' && (text[1] == ' ' || text[1] == 0);
+  return words;
+}
+
+#include "optimizers.h"
+
+// The only loop over the elements of a step.
+template <class F, class T, class... S>
+void each(F f, index_t n, const T* __restrict g, T* __restrict p, S* __restrict... s) {
+  index_t i = 0;
+  if (n * index_t(sizeof(T)) >= prefetch_from_bytes) {
+    constexpr index_t line = line_bytes / index_t(sizeof(T));
+    constexpr index_t ahead = prefetch_bytes / index_t(sizeof(T));
+    for (; i + line <= n; i += line) {
+      __builtin_prefetch(g + i + ahead);
+      __builtin_prefetch(p + i + ahead, 1);
+      (__builtin_prefetch(s + i + ahead, 1), ...);
+#pragma omp simd
+      for (index_t j = i; j < i + line; ++j) f(g[j], p[j], s[j]...);
+    }
+  }
+#pragma omp simd
+  for (index_t j = i; j < n; ++j) f(g[j], p[j], s[j]...);
+}
+
+template <int... i>
+struct Indices {};
+template <int n, int... i>
+struct CountTo : CountTo<n - 1, n - 1, i...> {};
+template <int... i>
+struct CountTo<0, i...> {
+  using Result = Indices<i...>;
+};
+
+template <class F, class T, int... coefficient, int... state>
+void run(const double* coefficients, void* const* streams, index_t begin, index_t n,
+         Indices<coefficient...>, Indices<state...>) {
+  const F f{T(coefficients[coefficient])...};
+  each(f, n, static_cast<const T*>(streams[0]) + begin, static_cast<T*>(streams[1]) + begin,
+       (static_cast<T*>(streams[2 + state]) + begin)...);
+}
+
+template <class F, class T>
+void run(const double* coefficients, void* const* streams, index_t begin, index_t n) {
+  constexpr int count = count_words(F::names.coefficients);
+  static_assert(sizeof(F) == count * sizeof(T), "every coefficient has a name");
+  run<F, T>(coefficients, streams, begin, n, typename CountTo<count>::Result{},
+            typename CountTo<count_words(F::names.state)>::Result{});
+}
+
+// Sums of squares in double, since a float32 square overflows from 2e19 on. 128 bytes of sums:
+// lane k of a block adds the elements k, k + 16, ... on every ISA.
+using Doubles = Vector<double>;
+constexpr index_t width = vector_bytes / index_t(sizeof(double));
+constexpr index_t lanes = accumulator_bytes / index_t(sizeof(double));
+
+template <class T>
+void sum_squares(double scale, const void* data, index_t n, double (*sums)[2]) {
+  const T* x = static_cast<const T*>(data);
+  for (; n > 0; n -= block, x += block, ++sums) {
+    const index_t count = n < block ? n : block;
+    Doubles squares[lanes / width] = {}, zeros[lanes / width] = {};
+    const auto add = [&](const T* values) {
+      for (index_t r = 0; r < lanes / width; ++r) {
+        Doubles value;
+        for (index_t k = 0; k < width; ++k) value[k] = double(values[r * width + k]);
+        zeros[r] += value * 0.0;  // NaN for infinity and NaN
+        value *= scale;
+        squares[r] += value * value;
+      }
+    };
+    index_t i = 0;
+    for (; i + lanes <= count; i += lanes) add(x + i);
+    if (i < count) {
+      T rest[lanes] = {};
+      for (index_t k = 0; i + k < count; ++k) rest[k] = x[i + k];
+      add(rest);
+    }
+    double square = 0, zero = 0;
+    for (index_t k = 0; k < lanes; ++k) {
+      square += squares[k / width][k % width];
+      zero += zeros[k / width][k % width];
+    }
+    (*sums)[0] = square;
+    (*sums)[1] = zero;
+  }
+}
+
+template <class T>
+constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
+
+template <class T, class F>
+constexpr Update update_of{F::names.rule, F::names.state, F::names.coefficients, dtype_of<T>, run<F, T>};
+
+template <class... F, class... D>
+constexpr auto rows(List<F...>, List<D...>) {
+  struct Rows {
+    Update row[sizeof...(F) + sizeof...(D)];
+  };
+  return Rows{{update_of<float, F>..., update_of<double, D>...}};
+}
+
+constexpr auto updates = rows(Rules<float>{}, Rules<double>{});
+
+#define FASTOPT_TEXT_(x) #x
+#define FASTOPT_TEXT(x) FASTOPT_TEXT_(x)
+
+}  // namespace
+
+extern const Table table;
+constinit const Table table{
+    FASTOPT_TEXT(FASTOPT_ISA),
+    vector_bytes,
+    updates.row,
+    sizeof updates.row / sizeof updates.row[0],
+    {{sum_squares<float>}, {sum_squares<double>}},
+};
+
+}  // namespace fastopt::FASTOPT_ISA

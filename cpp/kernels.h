@@ -1,0 +1,37 @@
+// The kernel table: what the per-ISA objects offer to the rest of the library.
+// Plain data and no includes: nothing here may become code that two ISAs share.
+#pragma once
+
+namespace fastopt {
+
+using index_t = __PTRDIFF_TYPE__;
+
+enum class Dtype { float32, float64 };
+
+// Work is cut into blocks of this many elements, counted from an array's first element. Threads,
+// strided tiles and reductions all use the same blocks, so results do not depend on who does what.
+constexpr index_t block = 1024;
+
+// An optimizer's update of one array: streams are gradient, parameter, state...
+struct Update {
+  const char* name;
+  const char* state;         // names, separated by blanks
+  const char* coefficients;  // names, separated by blanks; the order of `run`'s numbers
+  Dtype dtype;
+  void (*run)(const double* coefficients, void* const* streams, index_t begin, index_t n);
+};
+
+// Two numbers per block of one array: the sum of (scale * x)^2, and 0 if all x are finite, else NaN.
+struct SquareSum {
+  void (*run)(double scale, const void* x, index_t n, double (*sums)[2]);
+};
+
+struct Table {
+  const char* isa;
+  index_t vector_bytes;  // as the compiler was told
+  const Update* updates;
+  int update_count;
+  SquareSum square_sum[2];  // by Dtype
+};
+
+}  // namespace fastopt

@@ -1,0 +1,107 @@
+// The Python module: settings and bound optimizers.
+#include <pybind11/stl.h>
+
+#include "dispatch.h"
+#include "parallel.h"
+#include "plan.h"
+
+namespace fastopt {
+namespace {
+
+// The settings of this context, else the global ones.
+class CurrentSettings {
+ public:
+  CurrentSettings() {
+    PyObject* value = nullptr;
+    if (PyContextVar_Get(variable.ptr(), nullptr, &value) < 0) throw py::error_already_set();
+    if (value == nullptr) return;
+    context_ = py::reinterpret_steal<py::object>(value);
+  }
+
+  const Settings& get() const {
+    return context_ ? py::cast<const Settings&>(context_) : global;
+  }
+
+  static inline Settings global{};
+  static inline py::handle variable;  // never released: the module lives as long as the process
+
+ private:
+  py::object context_;
+};
+
+Settings make_settings(const std::string& isa, int threads, bool flush_denormals) {
+  const Table* table = find_table(isa);
+  if (table == nullptr || !runs_here(*table)) {
+    fail<py::value_error>("isa '", isa, "' does not run here");
+  }
+  return {table, threads, flush_denormals};
+}
+
+std::vector<std::string> isa_names(bool supported_only) {
+  std::vector<std::string> names;
+  for (const Table* table : built_tables()) {
+    if (!supported_only || runs_here(*table)) names.emplace_back(table->isa);
+  }
+  return names;
+}
+
+// {rule: (state names, coefficient names)}
+py::dict rules() {
+  py::dict result;
+  const Table& table = *built_tables().front();
+  for (int row = 0; row < table.update_count; ++row) {
+    const Update& update = table.updates[row];
+    result[update.name] = py::make_tuple(py::str(update.state).attr("split")(),
+                                         py::str(update.coefficients).attr("split")());
+  }
+  return result;
+}
+
+}  // namespace
+}  // namespace fastopt
+
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+  using namespace fastopt;
+
+  m.attr("compiler") = FASTOPT_COMPILER;
+  m.attr("openmp") = has_openmp();
+  m.def("built_isas", [] { return isa_names(false); });
+  m.def("supported_isas", [] { return isa_names(true); });
+  m.def("rules", &rules);
+
+  py::class_<Settings>(m, "Settings")
+      .def(py::init(&make_settings), py::arg("isa"), py::arg("num_threads"),
+           py::arg("flush_denormals"))
+      .def_property_readonly("isa", [](const Settings& s) { return s.table->isa; })
+      .def_property_readonly("vector_bytes", [](const Settings& s) { return s.table->vector_bytes; })
+      .def_readonly("num_threads", &Settings::threads)
+      .def_readonly("flush_denormals", &Settings::flush_denormals);
+  PyObject* variable = PyContextVar_New("fastopt_settings", nullptr);
+  if (variable == nullptr) throw py::error_already_set();
+  CurrentSettings::variable = variable;
+  m.attr("context_settings") = CurrentSettings::variable;
+  m.def("set_global_settings", [](const Settings& s) { CurrentSettings::global = s; });
+  m.def("current_settings", [] { return CurrentSettings().get(); });
+
+  py::class_<Plan>(m, "Plan")
+      .def(py::init<const std::string&, py::handle, bool>(), py::arg("caller"), py::arg("params"),
+           py::arg("grouped"))
+      .def_property_readonly("names", &Plan::names)
+      .def_property_readonly("groups", &Plan::groups)
+      .def_property_readonly("params", &Plan::params)
+      .def_property_readonly("counts", &Plan::counts)
+      .def_property_readonly("isa", &Plan::isa)
+      .def_readwrite("steps", &Plan::steps)
+      .def_readwrite("skipped_steps", &Plan::skipped_steps)
+      .def("bind", &Plan::bind, py::arg("index"), py::arg("rule"), py::arg("state"))
+      .def(
+          "step",
+          [](Plan& plan, py::handle params, py::handle grads, py::handle fold, double loss_scale,
+             std::optional<double> max_norm, bool skip_nonfinite) {
+            const CurrentSettings settings;
+            return plan.step(settings.get(), params, grads, fold, loss_scale, max_norm,
+                             skip_nonfinite);
+          },
+          py::arg("params"), py::arg("grads"), py::arg("fold"), py::arg("loss_scale"),
+          py::arg("max_norm"), py::arg("skip_nonfinite"));
+}

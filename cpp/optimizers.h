@@ -1,0 +1,121 @@
+// The update rules. A rule is its coefficients, folded once per step in double precision, and what
+// happens to one element. Included by kernels.cpp inside the namespace of one ISA.
+//
+// Every rule begins with g = grad_scale * g + weight_decay * p: the sign of `maximize`, the loss
+// scale and the clip factor are one number.
+
+template <class T>
+struct Sgd {
+  static constexpr Names names{"sgd", "", "grad_scale weight_decay lr"};
+  T grad_scale, weight_decay, lr;
+
+  void operator()(T g, T& p) const {
+    g = grad_scale * g + weight_decay * p;
+    p -= lr * g;
+  }
+};
+
+// Polyak (1964); Nesterov as in Sutskever et al. (2013): the step uses the velocity after this
+// gradient. The first gradient enters with one_minus_dampening = 1.
+template <class T, bool nesterov>
+struct SgdMomentum {
+  static constexpr Names names{nesterov ? "sgd_nesterov" : "sgd_momentum", "momentum_buffer",
+                               "grad_scale weight_decay lr momentum one_minus_dampening"};
+  T grad_scale, weight_decay, lr, momentum, one_minus_dampening;
+
+  void operator()(T g, T& p, T& v) const {
+    g = grad_scale * g + weight_decay * p;
+    v = momentum * v + one_minus_dampening * g;
+    p -= lr * (nesterov ? g + momentum * v : v);
+  }
+};
+
+// Duchi, Hazan, Singer (2011). mean_factor is 1, or 1/t for the root of the mean square.
+template <class T>
+struct Adagrad {
+  static constexpr Names names{"adagrad", "sum", "grad_scale weight_decay lr mean_factor eps"};
+  T grad_scale, weight_decay, lr, mean_factor, eps;
+
+  void operator()(T g, T& p, T& sum) const {
+    g = grad_scale * g + weight_decay * p;
+    sum += g * g;
+    p -= lr * g / (sqrt(sum * mean_factor) + eps);
+  }
+};
+
+// Tieleman, Hinton (2012); centered: Graves (2013). States: square_avg, grad_avg if centered,
+// momentum_buffer if momentum. Rounding can make the variance negative: then it is zero.
+template <class T, bool centered, bool with_momentum>
+struct Rmsprop {
+  static constexpr Names names{
+      centered ? (with_momentum ? "rmsprop_centered_momentum" : "rmsprop_centered")
+               : (with_momentum ? "rmsprop_momentum" : "rmsprop"),
+      centered ? (with_momentum ? "square_avg grad_avg momentum_buffer" : "square_avg grad_avg")
+               : (with_momentum ? "square_avg momentum_buffer" : "square_avg"),
+      "grad_scale weight_decay lr alpha one_minus_alpha eps momentum"};
+  T grad_scale, weight_decay, lr, alpha, one_minus_alpha, eps, momentum;
+
+  template <class... More>
+  void operator()(T g, T& p, T& v, More&... more) const {
+    T* const state[] = {&v, &more...};
+    g = grad_scale * g + weight_decay * p;
+    v = alpha * v + one_minus_alpha * (g * g);
+    T variance = v;
+    if constexpr (centered) {
+      T& mean = *state[1];
+      mean = alpha * mean + one_minus_alpha * g;
+      variance = maximum(v - mean * mean, T(0));
+    }
+    T step = g / (sqrt(variance) + eps);
+    if constexpr (with_momentum) {
+      T& buffer = *state[centered ? 2 : 1];
+      step = buffer = momentum * buffer + step;
+    }
+    p -= lr * step;
+  }
+};
+
+// Zeiler (2012).
+template <class T>
+struct Adadelta {
+  static constexpr Names names{"adadelta", "square_avg acc_delta",
+                               "grad_scale weight_decay lr rho one_minus_rho eps"};
+  T grad_scale, weight_decay, lr, rho, one_minus_rho, eps;
+
+  void operator()(T g, T& p, T& v, T& u) const {
+    g = grad_scale * g + weight_decay * p;
+    v = rho * v + one_minus_rho * (g * g);
+    const T delta = sqrt(u + eps) / sqrt(v + eps) * g;
+    u = rho * u + one_minus_rho * (delta * delta);
+    p -= lr * delta;
+  }
+};
+
+// Kingma, Ba (2015); decoupled weight decay: Loshchilov, Hutter (2019), decay = 1 - lr * weight_decay;
+// amsgrad: Reddi, Kale, Kumar (2018). The bias corrections sit in step_size and root_correction.
+template <class T, bool amsgrad>
+struct Adam {
+  static constexpr Names names{
+      amsgrad ? "adam_amsgrad" : "adam",
+      amsgrad ? "exp_avg exp_avg_sq max_exp_avg_sq" : "exp_avg exp_avg_sq",
+      "grad_scale weight_decay decay beta1 one_minus_beta1 beta2 one_minus_beta2 "
+      "step_size root_correction eps"};
+  T grad_scale, weight_decay, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
+  T step_size, root_correction, eps;
+
+  template <class... Maximum>
+  void operator()(T g, T& p, T& m, T& v, Maximum&... v_max) const {
+    g = grad_scale * g + weight_decay * p;
+    m = beta1 * m + one_minus_beta1 * g;
+    v = beta2 * v + one_minus_beta2 * (g * g);
+    T second_moment = v;
+    ((second_moment = v_max = maximum(v, v_max)), ...);
+    p = decay * p - step_size * m / (sqrt(second_moment) * root_correction + eps);
+  }
+};
+
+// All of them, for one T.
+template <class T>
+using Rules = List<Sgd<T>, SgdMomentum<T, false>, SgdMomentum<T, true>, Adagrad<T>,
+                   Rmsprop<T, false, false>, Rmsprop<T, false, true>, Rmsprop<T, true, false>,
+                   Rmsprop<T, true, true>, Adadelta<T>, Adam<T, false>, Adam<T, true>>;

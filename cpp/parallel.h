@@ -1,0 +1,36 @@
+// The only threads of the library, and the floating-point environment in which kernels run.
+#pragma once
+
+#include "kernels.h"
+
+namespace fastopt {
+
+// How a call runs: Python resolves it (fastopt.get_config) and hands it down.
+struct Settings {
+  const Table* table;
+  int threads;
+  bool flush_denormals;
+};
+
+// Below this, waking a second thread (about 2 us) costs more than it saves.
+constexpr index_t parallel_from_bytes = 1 << 17;
+
+bool has_openmp();
+
+namespace detail {
+void parallel_for(const Settings& settings, index_t bytes,
+                  void (*call)(const void* body, int part, int parts), const void* body);
+}
+
+// Calls body(part, parts) for every part, in parallel where `bytes` of memory traffic make that
+// worth it, each in round-to-nearest with subnormals as the settings say. The caller's
+// floating-point environment is as before when it returns.
+template <class Body>
+void parallel_for(const Settings& settings, index_t bytes, const Body& body) {
+  detail::parallel_for(
+      settings, bytes,
+      [](const void* b, int part, int parts) { (*static_cast<const Body*>(b))(part, parts); },
+      &body);
+}
+
+}  // namespace fastopt

@@ -1,0 +1,485 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
+#include <sstream>
+
+#include "dispatch.h"
+
+namespace fastopt {
+namespace {
+
+bool is_instance(py::handle object, const char* abstract_class) {
+  return py::isinstance(object, py::module_::import("collections.abc").attr(abstract_class));
+}
+
+Tree::Kind kind_of(py::handle object) {
+  if (PyDict_Check(object.ptr())) return Tree::Kind::mapping;
+  if (PyList_Check(object.ptr()) || PyTuple_Check(object.ptr())) return Tree::Kind::sequence;
+  if (py::isinstance<py::array>(object) || PyUnicode_Check(object.ptr()) ||
+      PyBytes_Check(object.ptr()) || PyByteArray_Check(object.ptr())) {
+    return Tree::Kind::array;
+  }
+  if (is_instance(object, "Mapping")) return Tree::Kind::mapping;
+  if (is_instance(object, "Sequence")) return Tree::Kind::sequence;
+  return Tree::Kind::array;
+}
+
+// A mapping as a dict, a sequence as a list or tuple; the object itself where it is one already.
+py::dict as_dict(py::handle mapping) {
+  if (PyDict_CheckExact(mapping.ptr())) return py::reinterpret_borrow<py::dict>(mapping);
+  py::dict dict;
+  for (py::handle item : mapping.attr("items")()) {
+    const auto pair = py::reinterpret_borrow<py::tuple>(item);
+    dict[pair[0]] = pair[1];
+  }
+  return dict;
+}
+
+py::object as_list_or_tuple(py::handle sequence) {
+  PyObject* fast = PySequence_Fast(sequence.ptr(), "expected a sequence");
+  if (fast == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(fast);
+}
+
+std::string join(const std::string& path, const std::string& name) {
+  return path.empty() ? name : path + "." + name;
+}
+
+std::vector<std::string> words(const char* text) {
+  std::istringstream stream(text);
+  return {std::istream_iterator<std::string>(stream), {}};
+}
+
+class Busy {
+ public:
+  Busy(std::atomic_flag& flag, const std::string& caller) : flag_(flag) {
+    if (flag_.test_and_set()) {
+      fail<std::runtime_error>(caller, ".step: another thread is in a step of this optimizer");
+    }
+  }
+  ~Busy() { flag_.clear(); }
+  Busy(const Busy&) = delete;
+  void operator=(const Busy&) = delete;
+
+ private:
+  std::atomic_flag& flag_;
+};
+
+// Giving up the GIL and taking it back costs about as much as a step over this many bytes.
+constexpr index_t release_gil_from_bytes = 1 << 16;
+
+}  // namespace
+
+Plan::Plan(const std::string& caller, py::handle params, bool grouped)
+    : caller_(caller),
+      numpy_(py::module_::import("numpy")),
+      ndarray_type_(numpy_.attr("ndarray")) {
+  grow(tree_, params, 0, grouped, 0);
+  if (leaves_.empty()) fail<py::value_error>(caller_, ": params holds no arrays");
+  std::map<std::string, int> seen;
+  for (const Leaf& leaf : leaves_) {
+    if (seen[leaf.name]++ > 0) {
+      fail<py::value_error>(caller_, ": params has two arrays with the name '", leaf.name, "'");
+    }
+  }
+  counts_ = py::array_t<std::int64_t>(py::ssize_t(leaves_.size()));
+  std::fill_n(counts_.mutable_data(), leaves_.size(), 0);
+  check_overlap();
+  caller_ += ".step";
+}
+
+void Plan::grow(Tree& tree, py::handle object, int depth, bool grouped, int group) {
+  tree.kind = kind_of(object);
+  if (tree.kind == Tree::Kind::array) {
+    const bool bare = depth == (grouped ? 1 : 0);
+    tree.leaf = leaves_.size();
+    leaves_.emplace_back();
+    leaves_.back().name = bare ? join(tree.path, "param") : tree.path;
+    leaves_.back().group = group;
+    collect_array(tree.leaf, object, py::none());
+    return;
+  }
+  const auto add = [&](py::handle child, const std::string& name) {
+    if (grouped && depth == 0) group = int(tree.children.size());
+    Tree& branch = tree.children.emplace_back();
+    branch.path = join(tree.path, name);
+    grow(branch, child, depth + 1, grouped, group);
+  };
+  if (tree.kind == Tree::Kind::mapping) {
+    for (const auto& [key, child] : as_dict(object)) {
+      if (!PyUnicode_Check(key.ptr()) && !PyLong_Check(key.ptr())) {
+        fail<py::type_error>(where("params", tree.path), " has the key ", text(py::repr(key)),
+                             " of type ", type_name(key), ", expected str or int");
+      }
+      tree.keys.push_back(py::reinterpret_borrow<py::object>(key));
+      add(child, text(key));
+    }
+  } else {
+    int position = 0;
+    for (py::handle child : as_list_or_tuple(object)) add(child, std::to_string(position++));
+  }
+}
+
+std::string Plan::where(const char* argument, const std::string& name) const {
+  const bool bare = tree_.kind == Tree::Kind::array || name.empty();
+  return caller_ + ": " + argument + (bare ? "" : "['" + name + "']");
+}
+
+// Walks params and grads side by side along the bound tree, and checks every array.
+void Plan::collect(const Tree& tree, py::handle params, py::handle grads) {
+  if (tree.kind == Tree::Kind::array) return collect_array(tree.leaf, params, grads);
+  const bool skip = grads.is_none();
+  const auto check_kind = [&](py::handle object, const char* argument) {
+    if (kind_of(object) != tree.kind) {
+      fail<py::type_error>(where(argument, tree.path), " is of type ", type_name(object),
+                           ", expected a ",
+                           tree.kind == Tree::Kind::mapping ? "mapping" : "sequence");
+    }
+  };
+  check_kind(params, "params");
+  if (!skip) check_kind(grads, "grads");
+
+  if (tree.kind == Tree::Kind::sequence) {
+    const auto open = [&](py::handle object, const char* argument) {
+      py::object items = as_list_or_tuple(object);
+      const auto size = size_t(PySequence_Fast_GET_SIZE(items.ptr()));
+      if (size != tree.children.size()) {
+        fail<py::value_error>(where(argument, tree.path), " has ", size, " items, expected ",
+                              tree.children.size());
+      }
+      return items;
+    };
+    const py::object param_items = open(params, "params");
+    const py::object grad_items = skip ? py::none() : open(grads, "grads");
+    for (size_t i = 0; i < tree.children.size(); ++i) {
+      const auto at = py::ssize_t(i);
+      collect(tree.children[i], PySequence_Fast_GET_ITEM(param_items.ptr(), at),
+              skip ? grads : py::handle(PySequence_Fast_GET_ITEM(grad_items.ptr(), at)));
+    }
+    return;
+  }
+
+  const py::dict param_items = as_dict(params);
+  const py::dict grad_items = skip ? py::dict() : as_dict(grads);
+  // Mappings usually keep their order: then the next key is the one wanted, and no look-up is due.
+  struct Cursor {
+    const py::dict& items;
+    py::ssize_t position = 0;
+    bool in_order = true;
+
+    PyObject* find(const py::object& wanted) {
+      PyObject *key, *value;
+      if (in_order && PyDict_Next(items.ptr(), &position, &key, &value) && key == wanted.ptr()) {
+        return value;
+      }
+      in_order = false;
+      value = PyDict_GetItemWithError(items.ptr(), wanted.ptr());
+      if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
+      return value;
+    }
+  };
+  Cursor param_cursor{param_items}, grad_cursor{grad_items};
+  for (size_t i = 0; i < tree.children.size(); ++i) {
+    const auto find = [&](Cursor& cursor, const char* argument) {
+      PyObject* value = cursor.find(tree.keys[i]);
+      if (value == nullptr) {
+        fail<py::value_error>(where(argument, tree.path), " has no ",
+                              text(py::repr(tree.keys[i])));
+      }
+      return py::handle(value);
+    };
+    const py::handle param = find(param_cursor, "params");
+    collect(tree.children[i], param, skip ? grads : find(grad_cursor, "grads"));
+  }
+  const auto check_extra = [&](const py::dict& items, const char* argument) {
+    if (items.size() == tree.children.size()) return;
+    for (const auto& [key, value] : items) {
+      const auto same = [&](const py::object& known) { return known.equal(key); };
+      if (std::none_of(tree.keys.begin(), tree.keys.end(), same)) {
+        fail<py::value_error>(where(argument, tree.path), " has an unexpected ",
+                              text(py::repr(key)));
+      }
+    }
+  };
+  check_extra(param_items, "params");
+  if (!skip) check_extra(grad_items, "grads");
+}
+
+void Plan::collect_array(size_t index, py::handle param, py::handle grad) {
+  Leaf& leaf = leaves_[index];
+  if (!leaf.seen_param.matches(param, ndarray_type_)) {
+    const std::string place = where("params", leaf.name);
+    const py::array array = as_array(param, place);
+    if (!array.writeable()) fail<py::value_error>(place, " is read-only");
+    if (overlaps_itself(array)) {
+      fail<py::value_error>(place, " has elements that share memory (strides ",
+                            text(array.attr("strides")), ")");
+    }
+    if (leaf.seen_param) check_like(array, leaf.param, place, "was bound with");
+    leaf.seen_param = Seen(array);
+    leaf.param = array;
+    leaf.layout_known = writes_known_ = false;
+  } else {
+    const void* data = py::detail::array_proxy(param.ptr())->data;
+    if (!leaf.seen_param.is_at(data)) {
+      leaf.seen_param.move_to(data);
+      writes_known_ = false;
+    }
+    if (param.ptr() != leaf.param.ptr()) leaf.param = py::reinterpret_borrow<py::array>(param);
+  }
+
+  if (grad.is_none()) return;
+  if (!leaf.seen_grad.matches(grad, ndarray_type_)) {
+    const std::string place = where("grads", leaf.name);
+    const py::array array = as_array(grad, place);
+    check_like(array, leaf.param, place, "its parameter has");
+    leaf.seen_grad = Seen(array);
+    leaf.layout_known = false;
+    moved_grads_.push_back(index);
+  } else if (const void* data = py::detail::array_proxy(grad.ptr())->data;
+             !leaf.seen_grad.is_at(data)) {
+    leaf.seen_grad.move_to(data);
+    moved_grads_.push_back(index);
+  }
+  leaf.grad = py::reinterpret_borrow<py::object>(grad);
+  stepped_.push_back(index);
+}
+
+// Parameters and state may not share memory with each other, nor a gradient with any of them.
+void Plan::check_overlap() {
+  const auto share = [this](const py::array& a, const py::array& b) {
+    return numpy_.attr("shares_memory")(a, b).cast<bool>();
+  };
+  if (!writes_known_) {
+    writes_.clear();
+    for (const Leaf& leaf : leaves_) {
+      const auto add = [&](const py::array& array, const std::string& place) {
+        if (array.size() > 0) writes_.push_back({Extent(array), nullptr, array, place});
+      };
+      add(leaf.param, where("params", leaf.name));
+      for (size_t i = 0; i < leaf.state.size(); ++i) {
+        add(leaf.state[i], "the state of " + where("params", leaf.name));
+      }
+    }
+    std::sort(writes_.begin(), writes_.end(), [](const Write& a, const Write& b) {
+      return a.extent.begin < b.extent.begin;
+    });
+    const char* reach = nullptr;
+    for (size_t i = 0; i < writes_.size(); ++i) {
+      for (size_t j = i + 1; j < writes_.size() && writes_[j].extent.begin < writes_[i].extent.end;
+           ++j) {
+        if (share(writes_[i].array, writes_[j].array)) {
+          fail<py::value_error>(writes_[j].place, " shares memory with ", writes_[i].place);
+        }
+      }
+      reach = writes_[i].reach = std::max(reach, writes_[i].extent.end);
+    }
+  }
+  for (const size_t index : writes_known_ ? moved_grads_ : stepped_) {
+    const Leaf& leaf = leaves_[index];
+    const auto grad = py::reinterpret_borrow<py::array>(leaf.grad);
+    const Extent extent(grad);
+    if (extent.begin == extent.end) continue;
+    auto write = std::lower_bound(
+        writes_.begin(), writes_.end(), extent.end,
+        [](const Write& w, const char* end) { return w.extent.begin < end; });
+    while (write != writes_.begin() && (--write)->reach > extent.begin) {
+      if (write->extent.end > extent.begin && share(grad, write->array)) {
+        fail<py::value_error>(where("grads", leaf.name), " shares memory with ", write->place);
+      }
+    }
+  }
+  writes_known_ = true;
+  moved_grads_.clear();
+}
+
+// Puts the axes in the parameter's memory order and joins those that all streams walk as one.
+void Plan::find_layout(Leaf& leaf) {
+  std::vector<py::array> streams{py::reinterpret_borrow<py::array>(leaf.grad), leaf.param};
+  streams.insert(streams.end(), leaf.state.begin(), leaf.state.end());
+  std::vector<index_t> axes;
+  for (index_t axis = 0; axis < leaf.param.ndim(); ++axis) {
+    if (leaf.param.shape(axis) != 1) axes.push_back(axis);
+  }
+  std::stable_sort(axes.begin(), axes.end(), [&](index_t a, index_t b) {
+    return std::abs(leaf.param.strides(a)) > std::abs(leaf.param.strides(b));
+  });
+  Strided strided;
+  strided.strides.resize(streams.size());
+  for (const index_t axis : axes) {
+    const index_t extent = leaf.param.shape(axis);
+    const bool joins =
+        !strided.shape.empty() && std::equal(streams.begin(), streams.end(), strided.strides.begin(),
+                                             [&](const py::array& a, const auto& strides) {
+                                               return strides.back() == a.strides(axis) * extent;
+                                             });
+    if (joins) {
+      strided.shape.back() *= extent;
+    } else {
+      strided.shape.push_back(extent);
+    }
+    for (size_t s = 0; s < streams.size(); ++s) {
+      if (joins) strided.strides[s].pop_back();
+      strided.strides[s].push_back(streams[s].strides(axis));
+    }
+  }
+  const bool dense =
+      strided.shape.empty() ||
+      (strided.shape.size() == 1 &&
+       std::all_of(strided.strides.begin(), strided.strides.end(),
+                   [&](const auto& strides) { return strides[0] == leaf.param.itemsize(); }));
+  leaf.strided = dense ? std::nullopt : std::optional(std::move(strided));
+  leaf.layout_known = true;
+}
+
+const Plan::Rule& Plan::find_rule(const std::string& name) {
+  const auto [entry, is_new] = rules_.try_emplace(name);
+  Rule& rule = entry->second;
+  if (!is_new) return rule;
+  const Table& table = *built_tables().front();  // every table has the same rows
+  for (int row = 0; row < table.update_count; ++row) {
+    const Update& update = table.updates[row];
+    if (update.name != name) continue;
+    rule.update[size_t(update.dtype)] = size_t(row);
+    if (!rule.names.empty()) continue;  // float32 and float64 have the same names
+    for (const std::string& word : words(update.coefficients)) {
+      if (word == "grad_scale") rule.grad_scale = rule.names.size();
+      PyObject* text = PyUnicode_InternFromString(word.c_str());
+      rule.names.push_back(py::reinterpret_steal<py::str>(text));
+    }
+    rule.state_count = words(update.state).size();
+  }
+  if (rule.names.empty()) fail<std::invalid_argument>(caller_, ": there is no rule '", name, "'");
+  return rule;
+}
+
+void Plan::bind(size_t index, const std::string& rule_name, const std::vector<py::array>& state) {
+  Leaf& leaf = leaves_.at(index);
+  const Rule& rule = find_rule(rule_name);
+  if (state.size() != rule.state_count) {
+    fail<std::invalid_argument>(caller_, ": ", rule_name, " has ", rule.state_count, " states");
+  }
+  for (const py::array& array : state) {
+    check_like(as_array(array, leaf.name), leaf.param, leaf.name, "its parameter has");
+  }
+  leaf.rule = &rule;
+  leaf.state = state;
+  leaf.streams.resize(2 + state.size());
+  leaf.layout_known = writes_known_ = false;
+}
+
+size_t Plan::find_batch(py::handle fold, const Leaf& leaf, std::int64_t t) {
+  for (size_t i = batches_.size(); i-- > 0;) {
+    if (batches_[i].group == leaf.group && batches_[i].t == t) return i;
+  }
+  const auto number = [](long long value) {
+    return py::reinterpret_steal<py::object>(PyLong_FromLongLong(value));
+  };
+  const py::object group = number(leaf.group), count = number(t);
+  PyObject* arguments[] = {group.ptr(), count.ptr()};
+  PyObject* result = PyObject_Vectorcall(fold.ptr(), arguments, 2, nullptr);
+  if (result == nullptr) throw py::error_already_set();
+  const py::dict values = py::reinterpret_steal<py::dict>(result);
+  Batch batch{leaf.group, t, leaf.rule->grad_scale, {}};
+  for (const py::str& name : leaf.rule->names) {
+    PyObject* value = PyDict_GetItemWithError(values.ptr(), name.ptr());
+    if (value == nullptr) {
+      fail<std::invalid_argument>(caller_, ": no coefficient '", text(name), "' was given");
+    }
+    batch.coefficients.push_back(PyFloat_AsDouble(value));
+  }
+  if (PyErr_Occurred()) throw py::error_already_set();
+  if (values.size() != batch.coefficients.size()) {
+    fail<std::invalid_argument>(caller_, ": more coefficients were given than the rule has");
+  }
+  batches_.push_back(std::move(batch));
+  return batches_.size() - 1;
+}
+
+std::optional<double> Plan::step(const Settings& settings, py::handle params, py::handle grads,
+                                 py::handle fold, double loss_scale,
+                                 std::optional<double> max_norm, bool skip_nonfinite) {
+  const Busy busy(busy_, caller_);
+  // What a step that failed left behind: gradients that were seen, but not checked for overlap.
+  for (const size_t index : moved_grads_) leaves_[index].seen_grad = Seen();
+  moved_grads_.clear();
+  stepped_.clear();
+  batches_.clear();
+  tasks_.clear();
+
+  if (grads.is_none()) {
+    fail<py::type_error>(where("grads", ""), " is None, expected the tree of params");
+  }
+  collect(tree_, params, grads);
+  if (!writes_known_ || !moved_grads_.empty()) check_overlap();
+
+  index_t bytes = 0;
+  std::vector<size_t> batch_of(stepped_.size());
+  for (size_t i = 0; i < stepped_.size(); ++i) {
+    Leaf& leaf = leaves_[stepped_[i]];
+    if (!leaf.layout_known) find_layout(leaf);
+    leaf.streams[0] = py::detail::array_proxy(leaf.grad.ptr())->data;
+    leaf.streams[1] = leaf.param.mutable_data();
+    for (size_t s = 0; s < leaf.state.size(); ++s) leaf.streams[2 + s] = leaf.state[s].mutable_data();
+    batch_of[i] = find_batch(fold, leaf, counts_.data()[stepped_[i]] + 1);
+    bytes += leaf.param.nbytes();
+  }
+  for (size_t i = 0; i < stepped_.size(); ++i) {
+    const Leaf& leaf = leaves_[stepped_[i]];
+    tasks_.push_back({&settings.table->updates[leaf.rule->update[size_t(dtype_of(leaf.param))]],
+                      batches_[batch_of[i]].coefficients.data(), leaf.streams.data(),
+                      leaf.strided ? &*leaf.strided : nullptr, int(leaf.streams.size()),
+                      leaf.param.size()});
+  }
+
+  std::optional<double> norm;
+  bool skip = false;
+  {
+    std::optional<py::gil_scoped_release> release;
+    if (bytes >= release_gil_from_bytes) release.emplace();
+    double scale = 1 / loss_scale;
+    if (max_norm || skip_nonfinite) {
+      const GradientSum gradient = gradient_norm(settings, tasks_);
+      norm = gradient.norm * scale;
+      skip = skip_nonfinite && !gradient.finite;
+      if (max_norm) scale *= std::min(1.0, *max_norm / (*norm + 1e-6));  // as torch
+    }
+    if (!skip) {
+      for (Batch& batch : batches_) {
+        batch.coefficients[batch.grad_scale] *= scale;
+      }
+      update(settings, tasks_);
+    }
+  }
+  isa_ = settings.table->isa;
+  if (skip) {
+    ++skipped_steps;
+  } else {
+    ++steps;
+    for (const size_t index : stepped_) ++counts_.mutable_data()[index];
+  }
+  for (const size_t index : stepped_) leaves_[index].grad = py::object();
+  return norm;
+}
+
+std::vector<std::string> Plan::names() const {
+  std::vector<std::string> names;
+  for (const Leaf& leaf : leaves_) names.push_back(leaf.name);
+  return names;
+}
+
+std::vector<int> Plan::groups() const {
+  std::vector<int> groups;
+  for (const Leaf& leaf : leaves_) groups.push_back(leaf.group);
+  return groups;
+}
+
+std::vector<py::array> Plan::params() const {
+  std::vector<py::array> params;
+  for (const Leaf& leaf : leaves_) params.push_back(leaf.param);
+  return params;
+}
+
+}  // namespace fastopt

@@ -1,0 +1,111 @@
+// A bound optimizer: which arrays it steps, by which rule, and where their state lies.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "step.h"
+
+namespace fastopt {
+
+// A nesting of mappings and sequences with arrays as leaves.
+struct Tree {
+  enum class Kind { array, mapping, sequence };
+  Kind kind = Kind::array;
+  std::string path;              // dotted
+  size_t leaf = 0;               // of an array: its index
+  std::vector<py::object> keys;  // of a mapping
+  std::vector<Tree> children;
+};
+
+class Plan {
+ public:
+  // `caller` begins every message; `grouped` says that `params` is a list with one tree per group.
+  Plan(const std::string& caller, py::handle params, bool grouped);
+
+  std::vector<std::string> names() const;
+  std::vector<int> groups() const;
+  std::vector<py::array> params() const;
+  py::array_t<std::int64_t> counts() const { return counts_; }
+
+  const char* isa() const { return isa_; }  // that made the last step
+
+  // From now on the array of this index is stepped by this rule, with this state.
+  void bind(size_t index, const std::string& rule, const std::vector<py::array>& state);
+
+  // Steps all arrays that have a gradient, or none. `fold(group, t)` returns the coefficients of a
+  // group's t-th step. Returns the global norm of the gradients where it was needed.
+  std::optional<double> step(const Settings& settings, py::handle params, py::handle grads,
+                             py::handle fold, double loss_scale, std::optional<double> max_norm,
+                             bool skip_nonfinite);
+
+  std::int64_t steps = 0;
+  std::int64_t skipped_steps = 0;
+
+ private:
+  struct Rule {
+    std::vector<py::str> names;  // of the coefficients
+    size_t grad_scale = 0;       // the one that the loss scale and clipping change
+    size_t state_count = 0;
+    size_t update[2] = {};  // row of the kernel table, by Dtype
+  };
+  struct Leaf {
+    std::string name;
+    int group = 0;
+    py::array param;
+    py::object grad;  // during a step
+    Seen seen_param, seen_grad;
+    const Rule* rule = nullptr;
+    std::vector<py::array> state;
+    std::vector<void*> streams;  // gradient, parameter, state...
+    bool layout_known = false;
+    std::optional<Strided> strided;
+  };
+  struct Batch {  // the arrays of one group that are at the same step
+    int group;
+    std::int64_t t;
+    size_t grad_scale;
+    std::vector<double> coefficients;
+  };
+  struct Write {
+    Extent extent;
+    const char* reach;  // the farthest end among this and those before it
+    py::array array;
+    std::string place;
+  };
+
+  void grow(Tree& tree, py::handle object, int depth, bool grouped, int group);
+  void collect(const Tree& tree, py::handle params, py::handle grads);
+  void collect_array(size_t index, py::handle param, py::handle grad);
+  void check_overlap();
+  static void find_layout(Leaf& leaf);
+  const Rule& find_rule(const std::string& name);
+  size_t find_batch(py::handle fold, const Leaf& leaf, std::int64_t t);
+  std::string where(const char* argument, const std::string& name) const;
+
+  std::string caller_;
+  py::module_ numpy_;
+  py::object ndarray_type_;
+  Tree tree_;
+  std::vector<Leaf> leaves_;
+  std::map<std::string, Rule> rules_;
+  py::array_t<std::int64_t> counts_;  // completed steps of every array
+  std::vector<Write> writes_;         // parameters and state, by address
+  bool writes_known_ = false;
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+
+  const char* isa_ = "";
+
+  // Of the step under way:
+  std::vector<size_t> stepped_;      // leaves with a gradient
+  std::vector<size_t> moved_grads_;  // those not yet checked for overlap
+  std::vector<Batch> batches_;
+  std::vector<Task> tasks_;
+};
+
+}  // namespace fastopt

@@ -1,0 +1,26 @@
+// One register of numbers. Included by kernels.cpp inside the namespace of one ISA; GCC's and
+// clang's vector extensions, so the same source serves every ISA.
+
+constexpr index_t line_bytes = 64;
+
+// Reductions keep 128 bytes of sums on every ISA: the same order of additions everywhere.
+#if defined(__AVX512F__)
+constexpr index_t vector_bytes = 64;
+#elif defined(__AVX__)
+constexpr index_t vector_bytes = 32;
+#else
+constexpr index_t vector_bytes = 16;
+#endif
+constexpr index_t accumulator_bytes = 128;
+
+template <class T>
+using Vector __attribute__((vector_size(vector_bytes))) = T;
+
+inline float sqrt(float x) { return __builtin_sqrtf(x); }
+inline double sqrt(double x) { return __builtin_sqrt(x); }
+
+// As in NumPy and torch, a NaN in x wins.
+template <class T>
+T maximum(T x, T y) {
+  return x <= y ? y : x;
+}

@@ -1,0 +1,23 @@
+"""Training with NumPy arrays, as fast as the memory allows."""
+
+from importlib.metadata import version
+
+from fastopt._config import config_context, get_config, set_config, show_config
+from fastopt.optimizer import Optimizer
+from fastopt.optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
+
+__version__ = version("fastopt")
+
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "RMSprop",
+    "config_context",
+    "get_config",
+    "set_config",
+    "show_config",
+]

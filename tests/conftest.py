@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+import fastopt
+from fastopt import _core
+
+hypothesis.settings.register_profile("fastopt", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.load_profile("fastopt")
+
+
+@pytest.fixture(params=_core.supported_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of this processor in turn, in use inside the test."""
+    with fastopt.config_context(isa=request.param):
+        yield request.param
+
+
+@pytest.fixture
+def preserve() -> Iterator[None]:
+    """Subnormals as IEEE 754 has them, which NumPy does, too."""
+    with fastopt.config_context(denormals="preserve"):
+        yield
