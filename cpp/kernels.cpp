@@ -116,7 +116,8 @@ template <class T>
 constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
 
 template <class T, class F>
-constexpr Update update_of{F::names.rule, F::names.state, F::names.coefficients, dtype_of<T>, run<F, T>};
+constexpr Update update_of{F::names.rule, F::names.state, F::names.coefficients, dtype_of<T>,
+                           run<F, T>};
 
 template <class... F, class... D>
 constexpr auto rows(List<F...>, List<D...>) {

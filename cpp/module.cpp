@@ -18,9 +18,7 @@ class CurrentSettings {
     context_ = py::reinterpret_steal<py::object>(value);
   }
 
-  const Settings& get() const {
-    return context_ ? py::cast<const Settings&>(context_) : global;
-  }
+  const Settings& get() const { return context_ ? py::cast<const Settings&>(context_) : global; }
 
   static inline Settings global{};
   static inline py::handle variable;  // never released: the module lives as long as the process
@@ -73,7 +71,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def(py::init(&make_settings), py::arg("isa"), py::arg("num_threads"),
            py::arg("flush_denormals"))
       .def_property_readonly("isa", [](const Settings& s) { return s.table->isa; })
-      .def_property_readonly("vector_bytes", [](const Settings& s) { return s.table->vector_bytes; })
+      .def_property_readonly("vector_bytes",
+                             [](const Settings& s) { return s.table->vector_bytes; })
       .def_readonly("num_threads", &Settings::threads)
       .def_readonly("flush_denormals", &Settings::flush_denormals);
   PyObject* variable = PyContextVar_New("fastopt_settings", nullptr);

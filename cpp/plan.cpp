@@ -73,9 +73,7 @@ constexpr index_t release_gil_from_bytes = 1 << 16;
 }  // namespace
 
 Plan::Plan(const std::string& caller, py::handle params, bool grouped)
-    : caller_(caller),
-      numpy_(py::module_::import("numpy")),
-      ndarray_type_(numpy_.attr("ndarray")) {
+    : caller_(caller), numpy_(py::module_::import("numpy")), ndarray_type_(numpy_.attr("ndarray")) {
   grow(tree_, params, 0, grouped, 0);
   if (leaves_.empty()) fail<py::value_error>(caller_, ": params holds no arrays");
   std::map<std::string, int> seen;
@@ -185,8 +183,7 @@ void Plan::collect(const Tree& tree, py::handle params, py::handle grads) {
     const auto find = [&](Cursor& cursor, const char* argument) {
       PyObject* value = cursor.find(tree.keys[i]);
       if (value == nullptr) {
-        fail<py::value_error>(where(argument, tree.path), " has no ",
-                              text(py::repr(tree.keys[i])));
+        fail<py::value_error>(where(argument, tree.path), " has no ", text(py::repr(tree.keys[i])));
       }
       return py::handle(value);
     };
@@ -263,9 +260,8 @@ void Plan::check_overlap() {
         add(leaf.state[i], "the state of " + where("params", leaf.name));
       }
     }
-    std::sort(writes_.begin(), writes_.end(), [](const Write& a, const Write& b) {
-      return a.extent.begin < b.extent.begin;
-    });
+    std::sort(writes_.begin(), writes_.end(),
+              [](const Write& a, const Write& b) { return a.extent.begin < b.extent.begin; });
     const char* reach = nullptr;
     for (size_t i = 0; i < writes_.size(); ++i) {
       for (size_t j = i + 1; j < writes_.size() && writes_[j].extent.begin < writes_[i].extent.end;
@@ -282,9 +278,9 @@ void Plan::check_overlap() {
     const auto grad = py::reinterpret_borrow<py::array>(leaf.grad);
     const Extent extent(grad);
     if (extent.begin == extent.end) continue;
-    auto write = std::lower_bound(
-        writes_.begin(), writes_.end(), extent.end,
-        [](const Write& w, const char* end) { return w.extent.begin < end; });
+    auto write =
+        std::lower_bound(writes_.begin(), writes_.end(), extent.end,
+                         [](const Write& w, const char* end) { return w.extent.begin < end; });
     while (write != writes_.begin() && (--write)->reach > extent.begin) {
       if (write->extent.end > extent.begin && share(grad, write->array)) {
         fail<py::value_error>(where("grads", leaf.name), " shares memory with ", write->place);
@@ -310,11 +306,11 @@ void Plan::find_layout(Leaf& leaf) {
   strided.strides.resize(streams.size());
   for (const index_t axis : axes) {
     const index_t extent = leaf.param.shape(axis);
-    const bool joins =
-        !strided.shape.empty() && std::equal(streams.begin(), streams.end(), strided.strides.begin(),
-                                             [&](const py::array& a, const auto& strides) {
-                                               return strides.back() == a.strides(axis) * extent;
-                                             });
+    const bool joins = !strided.shape.empty() &&
+                       std::equal(streams.begin(), streams.end(), strided.strides.begin(),
+                                  [&](const py::array& a, const auto& strides) {
+                                    return strides.back() == a.strides(axis) * extent;
+                                  });
     if (joins) {
       strided.shape.back() *= extent;
     } else {
@@ -399,8 +395,8 @@ size_t Plan::find_batch(py::handle fold, const Leaf& leaf, std::int64_t t) {
 }
 
 std::optional<double> Plan::step(const Settings& settings, py::handle params, py::handle grads,
-                                 py::handle fold, double loss_scale,
-                                 std::optional<double> max_norm, bool skip_nonfinite) {
+                                 py::handle fold, double loss_scale, std::optional<double> max_norm,
+                                 bool skip_nonfinite) {
   const Busy busy(busy_, caller_);
   // What a step that failed left behind: gradients that were seen, but not checked for overlap.
   for (const size_t index : moved_grads_) leaves_[index].seen_grad = Seen();
@@ -422,7 +418,8 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
     if (!leaf.layout_known) find_layout(leaf);
     leaf.streams[0] = py::detail::array_proxy(leaf.grad.ptr())->data;
     leaf.streams[1] = leaf.param.mutable_data();
-    for (size_t s = 0; s < leaf.state.size(); ++s) leaf.streams[2 + s] = leaf.state[s].mutable_data();
+    for (size_t s = 0; s < leaf.state.size(); ++s)
+      leaf.streams[2 + s] = leaf.state[s].mutable_data();
     batch_of[i] = find_batch(fold, leaf, counts_.data()[stepped_[i]] + 1);
     bytes += leaf.param.nbytes();
   }

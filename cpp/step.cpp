@@ -7,7 +7,9 @@
 namespace fastopt {
 namespace {
 
-index_t item_size(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 8; }
+index_t item_size(Dtype dtype) {
+  return dtype == Dtype::float32 ? 4 : 8;
+}
 
 // Calls visit(element, k) for the elements begin, begin + 1, ... of one stream, k from 0 on.
 template <class T, class Visit>
@@ -23,7 +25,8 @@ void walk(const Strided& strided, int stream, void* data, index_t begin, index_t
     char* row = static_cast<char*>(data);
     for (size_t axis = 0; axis <= inner; ++axis) row += index[axis] * strides[axis];
     const index_t count = std::min(n - k, strided.shape[inner] - index[inner]);
-    for (index_t j = 0; j < count; ++j, ++k) visit(*reinterpret_cast<T*>(row + j * strides[inner]), k);
+    for (index_t j = 0; j < count; ++j, ++k)
+      visit(*reinterpret_cast<T*>(row + j * strides[inner]), k);
     index[inner] = 0;
     for (size_t axis = inner; axis-- > 0 && ++index[axis] == strided.shape[axis];) index[axis] = 0;
   }
@@ -60,7 +63,9 @@ void sum_strided(const SquareSum& square_sum, double scale, const Task& task, in
   }
 }
 
-index_t blocks_of(index_t n) { return (n + block - 1) / block; }
+index_t blocks_of(index_t n) {
+  return (n + block - 1) / block;
+}
 
 // A thread's share: whole blocks, by their cost in bytes. An array costs something however short.
 constexpr index_t array_cost_bytes = 1024;
