@@ -93,6 +93,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def_readwrite("steps", &Plan::steps)
       .def_readwrite("skipped_steps", &Plan::skipped_steps)
       .def("bind", &Plan::bind, py::arg("index"), py::arg("rule"), py::arg("state"))
+      .def("set_constants", &Plan::set_constants, py::arg("group"), py::arg("rule"),
+           py::arg("values"))
       .def(
           "step",
           [](Plan& plan, py::handle params, py::handle grads, py::handle fold, double loss_scale,
