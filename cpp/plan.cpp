@@ -306,8 +306,9 @@ void Plan::find_layout(Leaf& leaf) {
   for (index_t axis = 0; axis < leaf.param.ndim(); ++axis) {
     if (leaf.param.shape(axis) != 1) axes.push_back(axis);
   }
-  std::stable_sort(axes.begin(), axes.end(), [&](index_t a, index_t b) {
-    return std::abs(leaf.param.strides(a)) > std::abs(leaf.param.strides(b));
+  std::sort(axes.begin(), axes.end(), [&](index_t a, index_t b) {
+    const index_t outer = std::abs(leaf.param.strides(a)), inner = std::abs(leaf.param.strides(b));
+    return outer != inner ? outer > inner : a < b;
   });
   Strided strided;
   strided.strides.resize(streams.size());
