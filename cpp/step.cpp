@@ -101,7 +101,7 @@ class Shares {
   };
 
   Position position(const std::vector<Task>& tasks, int part, int parts) const {
-    if (part == parts) return {tasks.size(), 0};
+    if (part == parts || tasks.empty()) return {tasks.size(), 0};
     const index_t target = bytes_ / parts * part;
     const size_t i = size_t(std::upper_bound(ends_.begin(), ends_.end(), target) - ends_.begin());
     const index_t start = i == 0 ? 0 : ends_[i - 1];
