@@ -56,7 +56,7 @@ class Busy {
  public:
   Busy(std::atomic_flag& flag, const std::string& caller) : flag_(flag) {
     if (flag_.test_and_set()) {
-      fail<std::runtime_error>(caller, ".step: another thread is in a step of this optimizer");
+      fail<std::runtime_error>(caller, ": another step of this optimizer is under way");
     }
   }
   ~Busy() { flag_.clear(); }

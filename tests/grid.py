@@ -6,8 +6,9 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import fastopt
 import numpy as np
+
+import fastopt
 from fastopt import Optimizer, reference
 
 # A value that is not the default, for every option that is not a flag.

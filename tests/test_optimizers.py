@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import fastopt
 import numpy as np
 import pytest
-from fastopt import _core
-from grid import CASES, DEFAULTS, OPTIMIZERS, Case, Reference
 from hypothesis import given
 from hypothesis import strategies as st
+
+import fastopt
+from fastopt import _core
+from grid import CASES, DEFAULTS, OPTIMIZERS, Case, Reference
 
 DTYPES = [np.float32, np.float64]
 THREADS = [1, 2, 3]

@@ -205,7 +205,7 @@ class Optimizer:
         TypeError, ValueError
             If an array does not fit; the message names it. Nothing is changed then.
         RuntimeError
-            If another thread is in a step of this optimizer.
+            If another step of this optimizer is under way, in a thread or in a schedule.
 
         Examples
         --------
