@@ -79,7 +79,7 @@ class Busy {
  public:
   Busy(std::atomic_flag& flag, const std::string& caller) : flag_(flag) {
     if (flag_.test_and_set()) {
-      fail<std::runtime_error>(caller, ".step: another thread is in a step of this optimizer");
+      fail<std::runtime_error>(caller, ": another step of this optimizer is under way");
     }
   }
   ~Busy() { flag_.clear(); }
@@ -92,6 +92,9 @@ class Busy {
 
 // Giving up the GIL and taking it back costs about as much as a step over this many elements.
 constexpr index_t release_gil_from_elements = 1 << 12;
+
+// Deeper trees are taken for one that contains itself.
+constexpr int max_depth = 100;
 
 }  // namespace
 
@@ -114,6 +117,9 @@ Plan::Plan(const std::string& caller, py::handle params, bool grouped)
 
 void Plan::grow(Tree& tree, py::handle object, int depth, bool grouped, int group) {
   tree.kind = kind_of(object);
+  if (depth > max_depth) {
+    fail<py::value_error>(where("params", ""), " is nested deeper than ", max_depth, " levels");
+  }
   if (tree.kind == Tree::Kind::array) {
     const bool bare = depth == (grouped ? 1 : 0);
     tree.leaf = leaves_.size();
@@ -221,7 +227,12 @@ void Plan::collect_array(size_t index, py::handle param, py::handle grad) {
       fail<py::value_error>(place, " has elements that share memory (strides ",
                             text(array.attr("strides")), ")");
     }
-    if (leaf.seen_param) check_like(array, leaf.param, place, "was bound with");
+    if (leaf.seen_param) {
+      check_like(array, leaf.model, place, "was bound with");
+    } else {
+      const py::object zero = numpy_.attr("zeros")(py::tuple(), array.dtype());
+      leaf.model = numpy_.attr("broadcast_to")(zero, array.attr("shape"));
+    }
     leaf.seen_param = Seen(array);
     leaf.param = array;
     leaf.layout_known = writes_known_ = false;
@@ -294,6 +305,11 @@ void Plan::check_overlap() {
       }
     }
   }
+  if (!writes_known_) {
+    for (Leaf& leaf : leaves_) {
+      if (!leaf.grad) leaf.seen_grad = Seen();  // not stepped now: its next gradient is checked anew
+    }
+  }
   writes_known_ = true;
   moved_grads_.clear();
 }
@@ -363,6 +379,7 @@ const Plan::Rule& Plan::find_rule(const std::string& name) {
 }
 
 void Plan::bind(size_t index, const std::string& rule_name, const std::vector<py::array>& state) {
+  const Busy busy(busy_, caller_);  // a schedule, or another thread, may call this during a step
   Leaf& leaf = leaves_.at(index);
   const Rule& rule = find_rule(rule_name);
   if (state.size() != rule.state_count) {
@@ -431,10 +448,17 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
                                  py::handle fold, double loss_scale, std::optional<double> max_norm,
                                  bool skip_nonfinite) {
   const Busy busy(busy_, caller_);
-  // What a step that failed left behind: gradients that were seen, but not checked for overlap.
-  for (const size_t index : moved_grads_) leaves_[index].seen_grad = Seen();
-  moved_grads_.clear();
-  stepped_.clear();
+  // Lets go of the gradients; those not yet checked for overlap, because the step failed, are not
+  // taken for seen.
+  struct Release {
+    Plan& plan;
+    ~Release() {
+      for (const size_t index : plan.moved_grads_) plan.leaves_[index].seen_grad = Seen();
+      plan.moved_grads_.clear();
+      for (const size_t index : plan.stepped_) plan.leaves_[index].grad = py::object();
+      plan.stepped_.clear();
+    }
+  } const release_at_end{*this};
   batches_.clear();
   tasks_.clear();
 
@@ -469,7 +493,7 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
       const GradientSum gradient = gradient_norm(settings, tasks_);
       norm = gradient.norm * scale;
       skip = skip_nonfinite && !gradient.finite;
-      if (max_norm) scale *= std::min(1.0, *max_norm / (*norm + 1e-6));  // as torch
+      if (max_norm) scale *= std::min(*max_norm / (*norm + 1e-6), 1.0);  // as torch: NaN stays NaN
     }
     if (!skip) {
       for (Batch& batch : batches_) {
@@ -485,7 +509,6 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
     ++steps;
     for (const size_t index : stepped_) ++counts[index];
   }
-  for (const size_t index : stepped_) leaves_[index].grad = py::object();
   return norm;
 }
 

@@ -67,6 +67,7 @@ class Plan {
     std::string name;
     int group = 0;
     py::array param;
+    py::array model;  // of its shape and dtype, whatever becomes of the array
     py::object grad;  // during a step
     Seen seen_param, seen_grad;
     const Rule* rule = nullptr;

@@ -101,7 +101,7 @@ class Shares {
   };
 
   Position position(const std::vector<Task>& tasks, int part, int parts) const {
-    if (part == parts) return {tasks.size(), 0};
+    if (part == parts || tasks.empty()) return {tasks.size(), 0};
     const index_t target = bytes_ / parts * part;
     const size_t i = size_t(std::upper_bound(ends_.begin(), ends_.end(), target) - ends_.begin());
     const index_t start = i == 0 ? 0 : ends_[i - 1];
@@ -160,24 +160,21 @@ GradientSum gradient_norm(const Settings& settings, const std::vector<Task>& tas
         }
       });
     });
-    Sums result{};
-    parallel_for(settings, 0, [&](int, int) {
+    GradientSum result{};
+    parallel_for(settings, 0, [&](int, int) {  // for its floating-point environment
+      double square = 0, zero = 0;
       for (const Sums& sum : sums) {
-        result.of[0] += sum.of[0];
-        result.of[1] += sum.of[1];
+        square += sum.of[0];
+        zero += sum.of[1];
       }
+      result = {std::sqrt(square) / scale, zero == 0.0};
     });
     return result;
   };
 
-  Sums sum = total(1.0);
-  const bool finite = sum.of[1] == 0.0;
-  double unscale = 1.0;
-  if (finite && !std::isfinite(sum.of[0])) {  // float64 squares overflow from 1e154 on
-    unscale = 0x1p+600;
-    sum = total(0x1p-600);
-  }
-  return {std::sqrt(sum.of[0]) * unscale, finite};
+  const GradientSum sum = total(1.0);
+  if (!sum.finite || std::isfinite(sum.norm)) return sum;
+  return total(0x1p-600);  // float64 squares overflow from 1e154 on
 }
 
 }  // namespace fastopt

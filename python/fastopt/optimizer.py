@@ -209,7 +209,7 @@ class Optimizer:
         TypeError, ValueError
             If an array does not fit; the message names it. Nothing is changed then.
         RuntimeError
-            If another thread is in a step of this optimizer.
+            If another step of this optimizer is under way, in a thread or in a schedule.
 
         Examples
         --------
@@ -379,6 +379,9 @@ class Optimizer:
         plan = self._plan
         if plan is None:
             raise ValueError(f"{caller}: no parameters yet: use {type(self).__name__}(params)")
+        if not isinstance(state_dict, Mapping):
+            name = type(state_dict).__name__
+            raise TypeError(f"{caller}: state_dict is of type {name}, expected a mapping")
         given = {key: np.asarray(value) for key, value in state_dict.items()}
 
         wanted: dict[str, tuple[tuple[int, ...], np.dtype[Any] | None]] = {}
@@ -521,22 +524,23 @@ class Optimizer:
     def _set_options(self, group: ParamGroup, options: dict[str, Any]) -> None:
         """Gives a group these hyper-parameters; states go by name, and new ones are filled."""
         assert self._plan is not None
-        group._options = options
         rule = self._rule(options)
         self._plan.set_constants(group._index, rule, self._constants(options))
         if rule == group._rule:
+            group._options = options
             return
-        group._rule = rule
         for i, (array, owner) in enumerate(zip(self._plan.params, self._plan.groups, strict=True)):
             if owner == group._index:
                 old = self._states[i]
-                self._states[i] = {
+                new = {
                     name: old[name]
                     if name in old
                     else np.full_like(array, self._initial(name, options), subok=False)
                     for name in _RULES[rule][0]
                 }
-                self._plan.bind(i, rule, list(self._states[i].values()))
+                self._plan.bind(i, rule, list(new.values()))
+                self._states[i] = new
+        group._options, group._rule = options, rule
 
     def _lr(self, options: Mapping[str, Any]) -> float:
         lr = options["lr"]
