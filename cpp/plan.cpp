@@ -307,7 +307,8 @@ void Plan::check_overlap() {
   }
   if (!writes_known_) {
     for (Leaf& leaf : leaves_) {
-      if (!leaf.grad) leaf.seen_grad = Seen();  // not stepped now: its next gradient is checked anew
+      if (!leaf.grad)
+        leaf.seen_grad = Seen();  // not stepped now: its next gradient is checked anew
     }
   }
   writes_known_ = true;
@@ -439,6 +440,7 @@ void Plan::set_coefficients(Coefficients& coefficients, const Rule& rule, py::ha
 }
 
 void Plan::set_constants(int group, const std::string& rule, const py::dict& values) {
+  const Busy busy(busy_, caller_);  // as in bind
   constants_.resize(std::max(constants_.size(), size_t(group) + 1));
   constants_[size_t(group)] = {};
   set_coefficients(constants_[size_t(group)], find_rule(rule), values);
