@@ -44,7 +44,9 @@ class Run:
         self.batches = fastopt.data.minibatches((train.x, train.y), BATCH_SIZE, rng=rng)
         self.network = MLP(WIDTHS, rng=rng, batch_norm=batch_norm)
         warm_up = len(self.batches)
-        rate = schedules.cosine_annealing(SETTINGS[name]["lr"], epochs * len(self.batches) - warm_up)
+        rate = schedules.cosine_annealing(
+            SETTINGS[name]["lr"], epochs * len(self.batches) - warm_up
+        )
         settings = {**SETTINGS[name], "lr": schedules.warmup(rate, warm_up, start_factor=0.1)}
         self.optimizer = fastopt.Optimizer.registry[name](self.network.params, **settings)
         self.curves: dict[str, list[float]] = {}

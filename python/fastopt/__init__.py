@@ -1,12 +1,11 @@
 """Training with NumPy arrays, as fast as the memory allows."""
 
-from importlib.metadata import version
-
+from fastopt import curvature, data, gradcheck, init, reference, schedules, tune
 from fastopt._config import config_context, get_config, set_config, show_config
 from fastopt.optimizer import Optimizer
 from fastopt.optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
 
-__version__ = version("fastopt")
+__version__ = "0.1.0"
 
 __all__ = [
     "SGD",
@@ -17,7 +16,14 @@ __all__ = [
     "Optimizer",
     "RMSprop",
     "config_context",
+    "curvature",
+    "data",
     "get_config",
+    "gradcheck",
+    "init",
+    "reference",
+    "schedules",
     "set_config",
     "show_config",
+    "tune",
 ]
