@@ -226,9 +226,18 @@ def test_bad_arguments_are_named(
         initializer(name)(arguments.pop("shape"), **arguments)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
-def test_a_bad_scale_is_named(value: float) -> None:
-    with pytest.raises(ValueError, match=f"gain must be finite and > 0, got {value}"):
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (0.0, ValueError, "must be finite and > 0, got 0.0"),
+        (-1.0, ValueError, "must be finite and > 0, got -1.0"),
+        (math.inf, ValueError, "must be finite and > 0, got inf"),
+        (math.nan, ValueError, "must be finite and > 0, got nan"),
+        ("2", TypeError, "must be a real number, got '2'"),
+    ],
+)
+def test_a_bad_scale_is_named(value: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"gain {message}"):
         init.orthogonal((3, 4), rng=rng(), gain=value)
-    with pytest.raises(ValueError, match=f"std must be finite and > 0, got {value}"):
+    with pytest.raises(error, match=f"std {message}"):
         init.truncated_normal((3, 4), rng=rng(), std=value)
