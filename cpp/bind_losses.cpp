@@ -47,21 +47,28 @@ py::array output(py::handle out, const py::array& model, const std::string& call
   return array;
 }
 
-py::array softmax_rows(const std::string& caller, py::handle x_object, bool logarithm,
-                       py::handle out) {
+py::array softmax_along(const std::string& caller, py::handle x_object, index_t axis,
+                        bool logarithm, py::handle out) {
   const py::array given = as_array(x_object, caller + ": x");
-  if (given.ndim() == 0) fail<py::value_error>(caller, ": x has no axes");
+  const index_t last = given.ndim() - 1;
+  if (axis < -given.ndim() || axis > last) {
+    fail<py::value_error>(caller, ": axis is ", axis, ", x has shape ", shape_text(given));
+  }
   py::array y = output(out, given, caller, {given}, {});
-  const py::array x = in_order(given);
-  if (x.size() == 0) return y;
-  const index_t columns = x.shape(x.ndim() - 1), rows = x.size() / columns;
-  void* const to = y.mutable_data();
+  if (given.size() == 0) return y;
+  const bool moved = axis != -1 && axis != last;
+  const py::module_ numpy = py::module_::import("numpy");
+  const py::array x = in_order(moved ? py::array(numpy.attr("moveaxis")(given, axis, -1)) : given);
+  py::array rows = moved ? new_output(shape_of(x), dtype_of(x)) : y;
+  void* const to = rows.mutable_data();
+  const index_t columns = x.shape(last);
   const Dtype dtype = dtype_of(x);
   const CurrentSettings settings;
   {
     const py::gil_scoped_release release;
-    softmax(settings.get(), dtype, logarithm, x.data(), to, rows, columns);
+    softmax(settings.get(), dtype, logarithm, x.data(), to, x.size() / columns, columns);
   }
+  if (moved) numpy.attr("copyto")(y, numpy.attr("moveaxis")(rows, -1, axis));
   return y;
 }
 
@@ -253,8 +260,8 @@ py::array apply(py::handle x_object) {
 }  // namespace
 
 void bind_losses(py::module_& m) {
-  m.def("softmax", &softmax_rows, py::arg("caller"), py::arg("x"), py::arg("logarithm"),
-        py::arg("out"));
+  m.def("softmax", &softmax_along, py::arg("caller"), py::arg("x"), py::arg("axis"),
+        py::arg("logarithm"), py::arg("out"));
   m.def("softmax_cross_entropy", &softmax_cross_entropy, py::arg("caller"), py::arg("logits"),
         py::arg("labels"), py::arg("label_smoothing"), py::arg("weight"), py::arg("ignore_index"),
         py::arg("reduction"), py::arg("out"));

@@ -17,7 +17,7 @@ struct Real<float> {
   static constexpr float infinity = __builtin_inff();
   static constexpr float smallest_normal = 0x1p-126f, subnormal_scale = 0x1p25f;
   static constexpr float round = 0x1.8p23f;  // adding it leaves an integer in the low bits
-  static constexpr float lowest_exp = -104, highest_exp = 89;  // beyond: 0 and infinity
+  static constexpr float lowest_exp = -0x1.5d589ep+6f, highest_exp = 0x1.62e42ep+6f;
   static constexpr float log2_e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.1219444e-4f;
   static constexpr float exp[] = {5.e-01f, 1.6666576e-01f, 4.1666556e-02f, 8.363203e-03f, 1.3926213e-03f};
   static constexpr float log[] = {6.6666687e-01f, 3.998876e-01f, 2.9580986e-01f};
@@ -31,7 +31,7 @@ struct Real<double> {
   static constexpr double infinity = __builtin_inf();
   static constexpr double smallest_normal = 0x1p-1022, subnormal_scale = 0x1p54;
   static constexpr double round = 0x1.8p52;
-  static constexpr double lowest_exp = -746, highest_exp = 710;
+  static constexpr double lowest_exp = -0x1.6232bdd7abcd2p+9, highest_exp = 0x1.62e42fefa39efp+9;
   static constexpr double log2_e = 1.4426950408889634, ln2_high = 0x1.62e42feep-1,
                           ln2_low = 1.9082149292705877e-10;
   static constexpr double exp[] = {0.5000000000000001,     0.16666666666666669,
@@ -72,18 +72,16 @@ Vector<T> polynomial(Vector<T> x, const T (&c)[n]) {
   return sum;
 }
 
-// exp(x) = 2^n exp(r), x = n ln(2) + r; 2^n in two factors, as it may be too small or large for one.
+// exp(x) = 2^n exp(r), x = n ln(2) + r. A result too small for a normal number is zero.
 template <class T>
 Vector<T> exp(Vector<T> x) {
   using R = Real<T>;
-  x = x < R::lowest_exp ? all(R::lowest_exp) : x;
-  x = x > R::highest_exp ? all(R::highest_exp) : x;
   const Vector<T> shifted = x * R::log2_e + R::round, n = shifted - R::round;
   const Vector<T> r = x - n * R::ln2_high - n * R::ln2_low;
-  const Vector<T> y = r * r * polynomial<T>(r, R::exp) + r + T(1);
-  const Bits<T> bits = (Bits<T>)shifted, half = bits >> 1, other_half = bits - half;
-  return y * (Vector<T>)((half + R::exponent_bias) << R::fraction_bits) *
-         (Vector<T>)((other_half + R::exponent_bias) << R::fraction_bits);
+  Vector<T> y = r * r * polynomial<T>(r, R::exp) + r + T(1);
+  y = (Vector<T>)((Bits<T>)y + ((Bits<T>)shifted << R::fraction_bits));
+  y = x < R::lowest_exp ? Vector<T>{} : y;
+  return x <= R::highest_exp ? y : x + R::infinity;
 }
 
 // log(x) = n ln(2) + log(1 + f), 1 + f from sqrt(1/2) to sqrt(2); log(1 + f) = 2 artanh(s) for
