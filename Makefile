@@ -12,7 +12,8 @@ $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet scikit-build-core pybind11 cmake ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]' \
+		--config-settings=cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 	touch $@
 
 test: $(VENV)/.installed

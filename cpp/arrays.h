@@ -24,11 +24,17 @@ template <class Error, class... Parts>
   throw Error(text.str());
 }
 
-inline std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+inline std::string type_name(py::handle object) {
+  return Py_TYPE(object.ptr())->tp_name;
+}
 
-inline std::string text(py::handle object) { return py::str(object).cast<std::string>(); }
+inline std::string text(py::handle object) {
+  return py::str(object).cast<std::string>();
+}
 
-inline std::string shape_text(const py::array& array) { return text(array.attr("shape")); }
+inline std::string shape_text(const py::array& array) {
+  return text(array.attr("shape"));
+}
 
 // An array of native float32 or float64 whose elements are aligned.
 inline py::array as_array(py::handle object, const std::string& where) {
@@ -86,9 +92,8 @@ inline bool overlaps_itself(const py::array& array) {
 
 inline void check_like(const py::array& array, const py::array& model, const std::string& where,
                        const char* relation) {
-  const bool same_shape =
-      array.ndim() == model.ndim() &&
-      std::equal(array.shape(), array.shape() + array.ndim(), model.shape());
+  const bool same_shape = array.ndim() == model.ndim() &&
+                          std::equal(array.shape(), array.shape() + array.ndim(), model.shape());
   if (!same_shape) {
     fail<py::value_error>(where, " has shape ", shape_text(array), ", ", relation, " ",
                           shape_text(model));
@@ -133,8 +138,8 @@ class Seen {
   void move_to(const void* data) { data_ = data; }
 
  private:
-  static constexpr int relevant_flags = py::detail::npy_api::NPY_ARRAY_ALIGNED_ |
-                                        py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  static constexpr int relevant_flags =
+      py::detail::npy_api::NPY_ARRAY_ALIGNED_ | py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 
   py::object descriptor_;
   int flags_ = 0;

@@ -3,9 +3,9 @@
 namespace fastopt {
 
 // FASTOPT_ISAS is X(name) X(name)..., the best first; CMakeLists.txt defines it.
-#define X(isa)                \
-  namespace isa {             \
-  extern const Table table;   \
+#define X(isa)              \
+  namespace isa {           \
+  extern const Table table; \
   }
 FASTOPT_ISAS
 #undef X
@@ -18,7 +18,9 @@ constexpr const Table* tables[] = {FASTOPT_ISAS};
 
 }  // namespace
 
-std::span<const Table* const> built_tables() { return tables; }
+std::span<const Table* const> built_tables() {
+  return tables;
+}
 
 bool runs_here([[maybe_unused]] const Table& table) {
 #if defined(__x86_64__)

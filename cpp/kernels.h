@@ -21,7 +21,8 @@ struct Update {
   void (*run)(const double* coefficients, void* const* streams, index_t begin, index_t n);
 };
 
-// Two numbers per block of one array: the sum of (scale * x)^2, and 0 if all x are finite, else NaN.
+// Two numbers per block of one array: the sum of (scale * x)^2, and 0 if all x are finite, else
+// NaN.
 struct SquareSum {
   void (*run)(double scale, const void* x, index_t n, double (*sums)[2]);
 };

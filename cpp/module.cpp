@@ -56,7 +56,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def(py::init(&make_settings), py::arg("isa"), py::arg("num_threads"),
            py::arg("flush_denormals"))
       .def_property_readonly("isa", [](const Settings& s) { return s.table->isa; })
-      .def_property_readonly("vector_bytes", [](const Settings& s) { return s.table->vector_bytes; })
+      .def_property_readonly("vector_bytes",
+                             [](const Settings& s) { return s.table->vector_bytes; })
       .def_readonly("num_threads", &Settings::threads)
       .def_readonly("flush_denormals", &Settings::flush_denormals);
   PyObject* variable = PyContextVar_New("fastopt_settings", nullptr);
@@ -77,6 +78,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def_readwrite("steps", &Plan::steps)
       .def_readwrite("skipped_steps", &Plan::skipped_steps)
       .def("bind", &Plan::bind, py::arg("index"), py::arg("rule"), py::arg("state"))
+      .def("set_constants", &Plan::set_constants, py::arg("group"), py::arg("rule"),
+           py::arg("values"))
       .def(
           "step",
           [](Plan& plan, py::handle params, py::handle grads, py::handle fold, double loss_scale,

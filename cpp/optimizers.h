@@ -91,8 +91,9 @@ struct Adadelta {
   }
 };
 
-// Kingma, Ba (2015); decoupled weight decay: Loshchilov, Hutter (2019), decay = 1 - lr * weight_decay;
-// amsgrad: Reddi, Kale, Kumar (2018). The bias corrections sit in step_size and root_correction.
+// Kingma, Ba (2015); decoupled weight decay: Loshchilov, Hutter (2019), decay = 1 - lr *
+// weight_decay; amsgrad: Reddi, Kale, Kumar (2018). The bias corrections sit in step_size and
+// root_correction.
 template <class T, bool amsgrad>
 struct Adam {
   static constexpr Names names{

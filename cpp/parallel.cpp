@@ -61,9 +61,13 @@ bool serial = false;
 }  // namespace
 
 #ifdef _OPENMP
-bool has_openmp() { return true; }
+bool has_openmp() {
+  return true;
+}
 #else
-bool has_openmp() { return false; }
+bool has_openmp() {
+  return false;
+}
 #endif
 
 void detail::parallel_for(const Settings& settings, [[maybe_unused]] index_t bytes,

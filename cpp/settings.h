@@ -19,9 +19,7 @@ class CurrentSettings {
     context_ = py::reinterpret_steal<py::object>(value);
   }
 
-  const Settings& get() const {
-    return context_ ? py::cast<const Settings&>(context_) : global;
-  }
+  const Settings& get() const { return context_ ? py::cast<const Settings&>(context_) : global; }
 
   static inline Settings global{};
   static inline py::handle variable;  // never released: the module lives as long as the process

@@ -16,8 +16,12 @@ constexpr index_t accumulator_bytes = 128;
 template <class T>
 using Vector __attribute__((vector_size(vector_bytes))) = T;
 
-inline float sqrt(float x) { return __builtin_sqrtf(x); }
-inline double sqrt(double x) { return __builtin_sqrt(x); }
+inline float sqrt(float x) {
+  return __builtin_sqrtf(x);
+}
+inline double sqrt(double x) {
+  return __builtin_sqrt(x);
+}
 
 // As in NumPy and torch, a NaN in x wins.
 template <class T>

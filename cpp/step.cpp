@@ -7,7 +7,9 @@
 namespace fastopt {
 namespace {
 
-index_t item_size(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 8; }
+index_t item_size(Dtype dtype) {
+  return dtype == Dtype::float32 ? 4 : 8;
+}
 
 // Calls visit(element, k) for the elements begin, begin + 1, ... of one stream, k from 0 on.
 template <class T, class Visit>
@@ -23,7 +25,8 @@ void walk(const Strided& strided, int stream, void* data, index_t begin, index_t
     char* row = static_cast<char*>(data);
     for (size_t axis = 0; axis <= inner; ++axis) row += index[axis] * strides[axis];
     const index_t count = std::min(n - k, strided.shape[inner] - index[inner]);
-    for (index_t j = 0; j < count; ++j, ++k) visit(*reinterpret_cast<T*>(row + j * strides[inner]), k);
+    for (index_t j = 0; j < count; ++j, ++k)
+      visit(*reinterpret_cast<T*>(row + j * strides[inner]), k);
     index[inner] = 0;
     for (size_t axis = inner; axis-- > 0 && ++index[axis] == strided.shape[axis];) index[axis] = 0;
   }
@@ -60,7 +63,9 @@ void sum_strided(const SquareSum& square_sum, double scale, const Task& task, in
   }
 }
 
-index_t blocks_of(index_t n) { return (n + block - 1) / block; }
+index_t blocks_of(index_t n) {
+  return (n + block - 1) / block;
+}
 
 // A thread's share: whole blocks, by their cost in bytes. An array costs something however short.
 constexpr index_t array_cost_bytes = 1024;
@@ -96,7 +101,7 @@ class Shares {
   };
 
   Position position(const std::vector<Task>& tasks, int part, int parts) const {
-    if (part == parts) return {tasks.size(), 0};
+    if (part == parts || tasks.empty()) return {tasks.size(), 0};
     const index_t target = bytes_ / parts * part;
     const size_t i = size_t(std::upper_bound(ends_.begin(), ends_.end(), target) - ends_.begin());
     const index_t start = i == 0 ? 0 : ends_[i - 1];
@@ -155,24 +160,21 @@ GradientSum gradient_norm(const Settings& settings, const std::vector<Task>& tas
         }
       });
     });
-    Sums result{};
-    parallel_for(settings, 0, [&](int, int) {
+    GradientSum result{};
+    parallel_for(settings, 0, [&](int, int) {  // for its floating-point environment
+      double square = 0, zero = 0;
       for (const Sums& sum : sums) {
-        result.of[0] += sum.of[0];
-        result.of[1] += sum.of[1];
+        square += sum.of[0];
+        zero += sum.of[1];
       }
+      result = {std::sqrt(square) / scale, zero == 0.0};
     });
     return result;
   };
 
-  Sums sum = total(1.0);
-  const bool finite = sum.of[1] == 0.0;
-  double unscale = 1.0;
-  if (finite && !std::isfinite(sum.of[0])) {  // float64 squares overflow from 1e154 on
-    unscale = 0x1p+600;
-    sum = total(0x1p-600);
-  }
-  return {std::sqrt(sum.of[0]) * unscale, finite};
+  const GradientSum sum = total(1.0);
+  if (!sum.finite || std::isfinite(sum.norm)) return sum;
+  return total(0x1p-600);  // float64 squares overflow from 1e154 on
 }
 
 }  // namespace fastopt

@@ -19,9 +19,13 @@ class Config(TypedDict):
     denormals: str
 
 
+_MAX_THREADS = 1024  # far more, and OpenMP ends the process
+_THREAD_COUNT = f"an integer from 1 to {_MAX_THREADS}"
+
+
 def _thread_count(value: Any, source: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{source} is {value!r}, expected an integer >= 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_THREADS:
+        raise ValueError(f"{source} is {value!r}, expected {_THREAD_COUNT}")
     return value
 
 
@@ -86,7 +90,7 @@ def _initial(environ: Mapping[str, str]) -> tuple[Config, str]:
         try:
             return _thread_count(int(text), variable)
         except ValueError:
-            raise ValueError(f"{variable} is {text!r}, expected an integer >= 1") from None
+            raise ValueError(f"{variable} is {text!r}, expected {_THREAD_COUNT}") from None
 
     if own := environ.get("FASTOPT_NUM_THREADS"):
         num_threads, source = threads("FASTOPT_NUM_THREADS", own), "FASTOPT_NUM_THREADS"
@@ -147,7 +151,7 @@ def set_config(
     Parameters
     ----------
     num_threads : int, optional
-        Threads of one call, at least 1. At the start it is ``FASTOPT_NUM_THREADS``, else
+        Threads of one call, from 1 to 1024. At the start it is ``FASTOPT_NUM_THREADS``, else
         ``OMP_NUM_THREADS``, else the number of processors that the process may use (its affinity
         and its container's quota). Small arrays take one thread whatever it is.
     isa : str, optional
@@ -173,9 +177,9 @@ def set_config(
     global _global, _thread_source
     options = {"num_threads": num_threads, "isa": isa, "denormals": denormals}
     _global = _changed("set_config", _global, options)
+    _core.set_global_settings(_settings(_global))
     if num_threads is not None:
         _thread_source = "set_config"
-    _core.set_global_settings(_settings(_global))
 
 
 @contextmanager

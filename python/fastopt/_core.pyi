@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -41,11 +41,12 @@ class Plan:
     @property
     def isa(self) -> str: ...
     def bind(self, index: int, rule: str, state: list[NDArray[Any]]) -> None: ...
+    def set_constants(self, group: int, rule: str, values: dict[str, float]) -> None: ...
     def step(
         self,
         params: Any,
         grads: Any,
-        fold: Callable[[int, int], Mapping[str, float]],
+        fold: Callable[[int, int], dict[str, float]],
         loss_scale: float,
         max_norm: float | None,
         skip_nonfinite: bool,

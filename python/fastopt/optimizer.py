@@ -154,8 +154,12 @@ class Optimizer:
         """The name of the kernel."""
         raise NotImplementedError
 
+    def _constants(self, options: Mapping[str, Any]) -> dict[str, float]:
+        """The kernel's coefficients that do not change from step to step, by name."""
+        raise NotImplementedError
+
     def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
-        """The kernel's coefficients in the t-th step (from 1 on), by name."""
+        """The others, in the t-th step (from 1 on)."""
         raise NotImplementedError
 
     def _initial(self, state: str, options: Mapping[str, Any]) -> float:
@@ -205,7 +209,7 @@ class Optimizer:
         TypeError, ValueError
             If an array does not fit; the message names it. Nothing is changed then.
         RuntimeError
-            If another thread is in a step of this optimizer.
+            If another step of this optimizer is under way, in a thread or in a schedule.
 
         Examples
         --------
@@ -375,6 +379,9 @@ class Optimizer:
         plan = self._plan
         if plan is None:
             raise ValueError(f"{caller}: no parameters yet: use {type(self).__name__}(params)")
+        if not isinstance(state_dict, Mapping):
+            name = type(state_dict).__name__
+            raise TypeError(f"{caller}: state_dict is of type {name}, expected a mapping")
         given = {key: np.asarray(value) for key, value in state_dict.items()}
 
         wanted: dict[str, tuple[tuple[int, ...], np.dtype[Any] | None]] = {}
@@ -439,7 +446,9 @@ class Optimizer:
         skipped = f", skipped_steps={self.skipped_steps}" if self.skipped_steps else ""
         lines = [f"{name}(steps={self.steps}{skipped}"]
         for i, group in enumerate(self._groups):
-            arrays = [a for a, g in zip(self._plan.params, self._plan.groups, strict=True) if g == i]
+            arrays = [
+                a for a, g in zip(self._plan.params, self._plan.groups, strict=True) if g == i
+            ]
             dtypes = "/".join(sorted({str(array.dtype) for array in arrays}))
             size = sum(array.size for array in arrays)
             lines.append(f"  group {i}: {group!r}")
@@ -515,21 +524,23 @@ class Optimizer:
     def _set_options(self, group: ParamGroup, options: dict[str, Any]) -> None:
         """Gives a group these hyper-parameters; states go by name, and new ones are filled."""
         assert self._plan is not None
-        group._options = options
         rule = self._rule(options)
+        self._plan.set_constants(group._index, rule, self._constants(options))
         if rule == group._rule:
+            group._options = options
             return
-        group._rule = rule
         for i, (array, owner) in enumerate(zip(self._plan.params, self._plan.groups, strict=True)):
             if owner == group._index:
                 old = self._states[i]
-                self._states[i] = {
+                new = {
                     name: old[name]
                     if name in old
                     else np.full_like(array, self._initial(name, options), subok=False)
                     for name in _RULES[rule][0]
                 }
-                self._plan.bind(i, rule, list(self._states[i].values()))
+                self._plan.bind(i, rule, list(new.values()))
+                self._states[i] = new
+        group._options, group._rule = options, rule
 
     def _lr(self, options: Mapping[str, Any]) -> float:
         lr = options["lr"]

@@ -1,0 +1,358 @@
+"""Hyper-parameter search: random, each on its own scale, then finer where it was good."""
+# ruff: noqa: N801 - a dimension is made by calling its class, which therefore reads as a function
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from numbers import Integral, Real
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.storages import BaseStorage
+
+__all__ = [
+    "Dimension",
+    "choice",
+    "integer",
+    "log_uniform",
+    "one_minus_log_uniform",
+    "random_search",
+    "uniform",
+]
+
+
+class Dimension(ABC):
+    """How one hyper-parameter is drawn; a search space is a mapping of names to dimensions."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator) -> Any:
+        """Return a random value."""
+
+    @abstractmethod
+    def zoom(self, values: Sequence[Any]) -> Dimension:
+        """Return the part of this dimension that `values` span."""
+
+    @abstractmethod
+    def distribution(self) -> BaseDistribution:
+        """Return the range as Optuna records it."""
+
+
+@dataclass(frozen=True)
+class _Range(Dimension):
+    low: float
+    high: float
+
+    number: ClassVar[type] = Real
+    above: ClassVar[float] = -math.inf
+    below: ClassVar[float] = math.inf
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        for bound in (self.low, self.high):
+            if not isinstance(bound, self.number):
+                raise TypeError(
+                    f"{name}: a bound is {bound!r}, expected {self.number.__name__.lower()} numbers"
+                )
+        if not self.above < self.low <= self.high < self.below:
+            raise ValueError(
+                f"{name}: the bounds are {self.low} and {self.high}, "
+                f"expected {self.above} < low <= high < {self.below}"
+            )
+
+    def zoom(self, values: Sequence[Any]) -> Dimension:
+        return type(self)(min(values), max(values))
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import FloatDistribution
+
+        return FloatDistribution(self.low, self.high)
+
+    def _inside(self, value: float) -> float:
+        """Undo what rounding may have carried past a bound."""
+        return min(max(value, self.low), self.high)
+
+
+@dataclass(frozen=True)
+class uniform(_Range):
+    """A float, uniform from `low` to `high`.
+
+    Examples
+    --------
+    >>> from fastopt import tune
+    >>> tune.uniform(0.0, 0.5)
+    uniform(low=0.0, high=0.5)
+    """
+
+    def draw(self, rng: np.random.Generator) -> float:
+        return self._inside(float(rng.uniform(self.low, self.high)))
+
+
+@dataclass(frozen=True)
+class log_uniform(_Range):
+    r"""A positive float whose logarithm is uniform: learning rates, weight decay.
+
+    .. math::
+        x = e^r, \qquad r \sim U(\ln \text{low}, \ln \text{high})
+
+    From 1e-4 to 1, a quarter of the draws falls in each decade; `uniform` would spend 90 % of
+    them between 0.1 and 1.
+
+    References
+    ----------
+    A. Ng, *Improving Deep Neural Networks*, week 3: using an appropriate scale.
+
+    Examples
+    --------
+    >>> from fastopt import tune
+    >>> tune.log_uniform(1e-4, 1.0)
+    log_uniform(low=0.0001, high=1.0)
+    """
+
+    above: ClassVar[float] = 0.0
+
+    def draw(self, rng: np.random.Generator) -> float:
+        return self._inside(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import FloatDistribution
+
+        return FloatDistribution(self.low, self.high, log=True)
+
+
+@dataclass(frozen=True)
+class one_minus_log_uniform(_Range):
+    r"""A float below 1 whose distance from 1 is log-uniform: the betas of moving averages.
+
+    .. math::
+        \beta = 1 - e^r, \qquad r \sim U(\ln(1 - \text{high}), \ln(1 - \text{low}))
+
+    A moving average spans about 1 / (1 - beta) values. So 0.9 to 0.999 is 10 to 1000 values,
+    and half of the draws lie above 0.99.
+
+    References
+    ----------
+    A. Ng, *Improving Deep Neural Networks*, week 3: using an appropriate scale.
+
+    Examples
+    --------
+    >>> from fastopt import tune
+    >>> tune.one_minus_log_uniform(0.9, 0.999)
+    one_minus_log_uniform(low=0.9, high=0.999)
+    """
+
+    below: ClassVar[float] = 1.0
+
+    def draw(self, rng: np.random.Generator) -> float:
+        exponent = rng.uniform(math.log1p(-self.high), math.log1p(-self.low))
+        return self._inside(-math.expm1(exponent))
+
+
+@dataclass(frozen=True)
+class integer(_Range):
+    """An int, uniform from `low` to `high`, both included: layers, units.
+
+    Examples
+    --------
+    >>> from fastopt import tune
+    >>> tune.integer(2, 4)
+    integer(low=2, high=4)
+    """
+
+    low: int
+    high: int
+
+    number: ClassVar[type] = Integral
+
+    def draw(self, rng: np.random.Generator) -> int:
+        return int(rng.integers(self.low, self.high, endpoint=True))
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import IntDistribution
+
+        return IntDistribution(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class choice(Dimension):
+    """One of `values`, each as likely; None, bool, int, float or str, as Optuna can store them.
+
+    Examples
+    --------
+    >>> from fastopt import tune
+    >>> tune.choice([32, 64, 128])
+    choice(values=(32, 64, 128))
+    """
+
+    values: Sequence[bool | int | float | str | None]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.values, str) or not isinstance(self.values, Sequence):
+            raise TypeError(f"choice: values is {self.values!r}, expected a sequence")
+        if not self.values:
+            raise ValueError("choice: values is empty")
+        for value in self.values:
+            if not isinstance(value, bool | int | float | str | None):
+                raise TypeError(
+                    f"choice: a value is {value!r}, expected None, bool, int, float or str"
+                )
+        object.__setattr__(self, "values", tuple(self.values))
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        return self.values[int(rng.integers(len(self.values)))]
+
+    def zoom(self, values: Sequence[Any]) -> Dimension:
+        return choice([value for value in self.values if value in values])
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.values)
+
+
+def random_search(
+    objective: Callable[[dict[str, Any]], float],
+    space: Mapping[str, Dimension],
+    n_trials: int,
+    *,
+    seed: int,
+    direction: Literal["minimize", "maximize"] = "minimize",
+    refine: int = 0,
+    n_jobs: int = 1,
+    storage: str | BaseStorage | None = None,
+) -> optuna.Study:
+    """Search hyper-parameters at random, coarse to fine, and return the Optuna study.
+
+    Random points beat a grid of as many: when only a few of the parameters matter, each trial
+    still tries new values of those. After `n_trials` of them, each of `refine` further rounds
+    draws `n_trials` more from the box that the best trials so far span, the best
+    ``max(2, ceil(n_trials / 4))`` of all rounds, on the same scales. Every box lies within the
+    one before.
+
+    Parameters
+    ----------
+    objective : callable
+        ``objective(params)`` trains with ``params``, a dict of the names in `space`, and returns
+        the number to minimize or maximize. A trial that returns NaN counts as failed and the
+        search goes on; an exception ends the search.
+    space : mapping of str to Dimension
+        `uniform`, `log_uniform`, `one_minus_log_uniform`, `integer`, `choice`.
+    n_trials : int
+        Trials in each round.
+    seed : int
+        Of the points. Trial i has the same point whatever `n_jobs` is, as long as `objective`
+        returns the same for the same parameters.
+    direction : {"minimize", "maximize"}
+        What is best.
+    refine : int
+        How many finer rounds follow the first.
+    n_jobs : int
+        How many trials run at once, in threads, each with the context variables of the caller
+        (so a surrounding ``fastopt.config_context(num_threads=1)`` reaches them).
+    storage : str or optuna.storages.BaseStorage, optional
+        Where to keep the study as it grows, such as ``"sqlite:///search.db"``; in memory by
+        default. Each search is a new study in it.
+
+    Returns
+    -------
+    optuna.Study
+        ``study.best_params`` and ``study.best_value``; ``study.trials`` in the order of the
+        points, with the round in ``trial.user_attrs["round"]``, 0 the coarse one.
+
+    Raises
+    ------
+    ImportError
+        If Optuna (``fastopt[tune]``) is missing.
+    TypeError
+        If an item of `space` is not a dimension.
+    ValueError
+        If `space` is empty, `n_trials` or `n_jobs` is below 1, `refine` below 0, or the direction
+        neither of the two.
+
+    References
+    ----------
+    J. Bergstra and Y. Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 13 (2012).
+    A. Ng, *Improving Deep Neural Networks*, week 3: tuning process.
+
+    Examples
+    --------
+    >>> from math import log10
+    >>> from fastopt import tune
+    >>> def loss(params):
+    ...     return (log10(params["lr"]) + 2) ** 2 + (log10(1 - params["beta"]) + 1) ** 2
+    >>> space = {"lr": tune.log_uniform(1e-5, 1), "beta": tune.one_minus_log_uniform(0.5, 0.999)}
+    >>> study = tune.random_search(loss, space, 25, seed=0, refine=2)
+    >>> {name: round(value, 2) for name, value in study.best_params.items()}
+    {'lr': 0.01, 'beta': 0.9}
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("random_search needs Optuna: pip install fastopt[tune]") from error
+    if not space:
+        raise ValueError("space is empty")
+    for name, dimension in space.items():
+        if not isinstance(dimension, Dimension):
+            raise TypeError(f"space[{name!r}] is {dimension!r}, expected a dimension")
+    for argument, value, least in (
+        ("n_trials", n_trials, 1),
+        ("refine", refine, 0),
+        ("n_jobs", n_jobs, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{argument} is {value}, expected at least {least}")
+    if direction not in ("minimize", "maximize"):
+        raise ValueError(f"direction is {direction!r}, expected 'minimize' or 'maximize'")
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a new study announces itself
+    try:
+        study = optuna.create_study(direction=direction, storage=storage)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    states = optuna.trial.TrialState
+    distributions = {name: dimension.distribution() for name, dimension in space.items()}
+
+    def run(context: Context) -> None:
+        trial = study.ask(distributions)
+        try:
+            value = float(context.run(objective, trial.params))
+        except BaseException:
+            study.tell(trial, state=states.FAIL)
+            raise
+        if math.isnan(value):
+            study.tell(trial, state=states.FAIL)
+        else:
+            study.tell(trial, value)
+
+    rng = np.random.default_rng(seed)
+    for level in range(refine + 1):
+        for _ in range(n_trials):
+            point = {name: dimension.draw(rng) for name, dimension in space.items()}
+            study.enqueue_trial(point, user_attrs={"round": level})
+        contexts = [copy_context() for _ in range(n_trials)]
+        if n_jobs == 1:
+            for context in contexts:
+                run(context)
+        else:
+            with ThreadPoolExecutor(n_jobs) as pool:
+                for _ in pool.map(run, contexts):  # raises what a trial raised
+                    pass
+        completed = [(t.value, t.params) for t in study.trials if t.state == states.COMPLETE]
+        completed.sort(key=itemgetter(0), reverse=direction == "maximize")
+        best = [params for _, params in completed[: max(2, math.ceil(n_trials / 4))]]
+        if len(best) > 1:
+            space = {
+                name: dimension.zoom([params[name] for params in best])
+                for name, dimension in space.items()
+            }
+    return study

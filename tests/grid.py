@@ -1,0 +1,91 @@
+"""The optimizers and their options, each perturbed alone: the grid that many tests run over."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import fastopt
+from fastopt import Optimizer, reference
+
+# A value that is not the default, for every option that is not a flag.
+OTHER_VALUE: dict[str, Any] = {
+    "alpha": 0.9,
+    "betas": (0.8, 0.95),
+    "dampening": 0.3,
+    "eps": 1e-3,
+    "initial_accumulator_value": 0.5,
+    "lr": 0.05,
+    "lr_decay": 0.1,
+    "momentum": 0.9,
+    "rho": 0.8,
+    "weight_decay": 0.1,
+}
+# What an option needs to make a difference.
+NEEDS: dict[str, dict[str, Any]] = {
+    "dampening": {"momentum": 0.9},
+    "nesterov": {"momentum": 0.9},
+    "zero_start": {"momentum": 0.9, "dampening": 0.9},
+}
+# Options that together are another kernel.
+TOGETHER: list[tuple[type[Optimizer], dict[str, Any]]] = [
+    (fastopt.RMSprop, {"centered": True, "momentum": 0.9})
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """An optimizer and the options that differ from its defaults."""
+
+    cls: type[Optimizer]
+    options: dict[str, Any]
+
+    def __str__(self) -> str:
+        return "-".join((self.cls.__name__, *self.options))
+
+    def optimizer(self, params: Any) -> Any:
+        return self.cls(params, **self.options)
+
+
+def defaults(cls: type[Optimizer]) -> dict[str, Any]:
+    """The options of an optimizer, from its signature."""
+    parameters = inspect.signature(cls).parameters
+    return {name: p.default for name, p in parameters.items() if name != "params"}
+
+
+def cases(cls: type[Optimizer]) -> list[Case]:
+    grid = [Case(cls, {})]
+    for name, default in defaults(cls).items():
+        if not isinstance(default, bool) and name not in OTHER_VALUE:
+            raise LookupError(
+                f"{cls.__name__} has the new option {name!r}: add a value to tests/grid.py"
+            )
+        value = not default if isinstance(default, bool) else OTHER_VALUE[name]
+        grid.append(Case(cls, {name: value, **NEEDS.get(name, {})}))
+    return grid + [Case(owner, options) for owner, options in TOGETHER if owner is cls]
+
+
+OPTIMIZERS = list(Optimizer.registry.values())
+DEFAULTS = [Case(cls, {}) for cls in OPTIMIZERS]
+CASES = [case for cls in OPTIMIZERS for case in cases(cls)]
+
+
+class Reference:
+    """The NumPy reference as an optimizer of one array, which stays as it is."""
+
+    def __init__(self, case: Case, p: Any) -> None:
+        self.formula = getattr(reference, case.cls.__name__.lower())
+        self.options = defaults(case.cls) | case.options
+        self.t = 0
+        self.p = p
+        state = case.optimizer(p.copy()).state["param"]
+        self.state = {name: array for name, array in state.items() if name != "step"}
+
+    def step(self, g: Any) -> None:
+        self.t += 1
+        new = self.formula(self.p, g, **self.state, t=self.t, **self.options)
+        self.p, *state = map(np.asarray, new)  # arithmetic makes scalars of arrays without axes
+        self.state = dict(zip(self.state, state, strict=True))

@@ -1,0 +1,121 @@
+"""Parameter trees in plain Python: names, order, and the round trip through one vector."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fastopt import _tree
+
+leaves = hnp.arrays(
+    st.sampled_from([np.float32, np.float64]),
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
+    elements=st.floats(-100, 100, width=32),
+)
+trees = st.recursive(
+    leaves,
+    lambda child: st.one_of(
+        st.dictionaries(st.sampled_from("abcd"), child, min_size=1, max_size=3),
+        st.lists(child, min_size=1, max_size=3),
+        st.lists(child, min_size=1, max_size=3).map(tuple),
+    ),
+    max_leaves=6,
+)
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.shape == b.shape and bool((a == b).all())
+    if isinstance(a, dict):
+        return type(b) is dict and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+
+
+def test_names_are_dotted_paths() -> None:
+    a, b, c = np.zeros(1), np.zeros(2), np.zeros(3)
+    tree = {"layers": [{"W": a}, (b,)], "out": MappingProxyType({"W": c})}
+    named = _tree.named_arrays(tree)
+    assert list(named) == ["layers.0.W", "layers.1.0", "out.W"]
+    assert all(found is array for found, array in zip(named.values(), (a, b, c), strict=True))
+    assert list(_tree.named_arrays(a)) == ["param"]
+
+
+@given(trees)
+def test_unflatten_inverts_flatten(tree: Any) -> None:
+    assume(any(array.size for array in _tree.named_arrays(tree).values()))
+    vector = _tree.flatten(tree)
+    assert vector.dtype == np.float64
+    rebuilt = _tree.unflatten(vector, tree)
+    assert same(tree, rebuilt)
+    assert all(
+        array.dtype == np.float64 and (array.size == 0 or np.shares_memory(array, vector))
+        for array in _tree.named_arrays(rebuilt).values()
+    )
+
+
+def test_scalars_are_read_only_arrays() -> None:
+    tree = {"a": np.float64(1.5), "b": 2 * np.array(2.0, np.float32)}
+    named = _tree.named_arrays(tree)
+    assert [array.shape for array in named.values()] == [(), ()]
+    assert not any(array.flags.writeable for array in named.values())
+    rebuilt = _tree.unflatten(_tree.flatten(tree), tree)
+    assert rebuilt == {"a": 1.5, "b": 4.0}
+    assert all(isinstance(array, np.ndarray) for array in rebuilt.values())
+
+
+def test_flatten_copies() -> None:
+    x = np.arange(3.0)
+    _tree.flatten(x)[:] = -1
+    assert x.tolist() == [0, 1, 2]
+
+
+def test_flatten_like_follows_the_order_of_params() -> None:
+    params = {"a": np.zeros(2), "b": np.zeros((1, 2))}
+    grads = {"b": np.array([[3.0, 4.0]]), "a": np.array([1.0, 2.0])}
+    assert _tree.flatten_like(grads, params).tolist() == [1, 2, 3, 4]
+
+
+PARAMS = {"a": np.zeros(2), "b": np.zeros((1, 2))}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: _tree.named_arrays({"a": [1.0]}), TypeError, r"params\['a.0'\] is float"),
+        (lambda: _tree.named_arrays("text"), TypeError, r"params\['param'\] is str"),
+        (lambda: _tree.named_arrays({"W": None}, "grads"), TypeError, r"grads\['W'\] is NoneType"),
+        (lambda: _tree.named_arrays(np.arange(3)), TypeError, "is int64, expected a floating"),
+        (lambda: _tree.named_arrays(np.zeros(3, complex)), TypeError, "is complex128"),
+        (
+            lambda: _tree.named_arrays({"a": {"b": np.zeros(1)}, "a.b": np.zeros(1)}),
+            ValueError,
+            "two arrays with the name 'a.b'",
+        ),
+        (lambda: _tree.flatten({}), ValueError, "params is empty"),
+        (lambda: _tree.flatten(np.zeros((0, 3)), "grads"), ValueError, "grads is empty"),
+        (
+            lambda: _tree.flatten_like({"a": np.zeros(2)}, PARAMS),
+            ValueError,
+            "grads has no array 'b', but params has",
+        ),
+        (
+            lambda: _tree.flatten_like({**PARAMS, "c": np.zeros(2)}, PARAMS),
+            ValueError,
+            "grads has an array 'c', but params has not",
+        ),
+        (
+            lambda: _tree.flatten_like({**PARAMS, "b": np.zeros((2, 1))}, PARAMS),
+            ValueError,
+            r"grads\['b'\] has shape \(2, 1\), its parameter has \(1, 2\)",
+        ),
+    ],
+)
+def test_bad_inputs(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
