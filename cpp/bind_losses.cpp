@@ -85,13 +85,16 @@ Labels check_labels(const std::string& caller, py::handle object, const py::arra
   const auto array = py::reinterpret_borrow<py::array>(object);
   const char kind = array.dtype().kind();
   if (kind == 'i' || kind == 'u') {
-    const bool one_per_row = array.ndim() == logits.ndim() - 1 &&
-                             std::equal(array.shape(), array.shape() + array.ndim(), logits.shape());
+    const bool one_per_row =
+        array.ndim() == logits.ndim() - 1 &&
+        std::equal(array.shape(), array.shape() + array.ndim(), logits.shape());
     if (!one_per_row) {
-      fail<py::value_error>(place, " has shape ", shape_text(array), ", expected that of the logits ",
-                            shape_text(logits), " without the last axis");
+      fail<py::value_error>(place, " has shape ", shape_text(array),
+                            ", expected that of the logits ", shape_text(logits),
+                            " without the last axis");
     }
-    return {py::array_t<long long, py::array::c_style | py::array::forcecast>::ensure(array), {}};
+    return {
+        py::array_t < long long, py::array::c_style | py::array::forcecast > ::ensure(array), {}};
   }
   if (kind != 'f') {
     fail<py::type_error>(place, " has dtype ", text(array.dtype()),
@@ -116,10 +119,10 @@ double weigh_labels(const std::string& caller, const long long* labels, index_t 
   for (index_t i = 0; i < rows; ++i) {
     if (ignored && labels[i] == *ignored) continue;
     if (!is_label(labels[i])) {
-      fail<py::value_error>(caller, ": labels", text(py::module_::import("numpy").attr(
-                            "unravel_index")(i, given.attr("shape"))), " is ",
-                            text(given.attr("flat")[py::int_(i)]), ", expected 0 to ",
-                            columns - 1);
+      fail<py::value_error>(
+          caller, ": labels",
+          text(py::module_::import("numpy").attr("unravel_index")(i, given.attr("shape"))), " is ",
+          text(given.attr("flat")[py::int_(i)]), ", expected 0 to ", columns - 1);
     }
     ++count;
     if (weight != nullptr) sum += double(weight[labels[i]]);
@@ -145,7 +148,8 @@ py::tuple cross_entropy_of(const std::string& caller, const py::array& given_log
     const std::string place = caller + ": weight";
     weight = as_array(weight_object, place);
     if (weight.ndim() != 1 || weight.shape(0) != columns) {
-      fail<py::value_error>(place, " has shape ", shape_text(weight), ", expected (", columns, ",)");
+      fail<py::value_error>(place, " has shape ", shape_text(weight), ", expected (", columns,
+                            ",)");
     }
     if (dtype_of(weight) != dtype_of(given_logits)) {
       fail<py::type_error>(place, " has dtype ", text(weight.dtype()), ", the logits have ",
@@ -156,16 +160,16 @@ py::tuple cross_entropy_of(const std::string& caller, const py::array& given_log
   }
   apart.push_back(py::reinterpret_borrow<py::array>(labels_object));
   const T* const weights = weight_object.is_none() ? nullptr : static_cast<const T*>(weight.data());
-  const double weight_sum =
-      has_labels ? weigh_labels(caller, labels.indices->data(), rows, columns, ignore_index, weights,
-                                labels_object)
-                 : double(rows);
+  const double weight_sum = has_labels ? weigh_labels(caller, labels.indices->data(), rows, columns,
+                                                      ignore_index, weights, labels_object)
+                                       : double(rows);
   const bool mean = reduction == "mean", none = reduction == "none";
   py::array gradient = output(out, given_logits, caller, {given_logits}, apart);
   const py::array logits = in_order(given_logits);
 
   const bool has_base = !has_labels || label_smoothing != 0;
-  std::vector<T> class_weight(static_cast<size_t>(columns)), base(has_base ? class_weight.size() : 0);
+  std::vector<T> class_weight(static_cast<size_t>(columns)),
+      base(has_base ? class_weight.size() : 0);
   double base_sum = 0;
   for (size_t c = 0; c < class_weight.size(); ++c) {
     const double w = weights == nullptr ? 1.0 : double(weights[c]);
@@ -217,8 +221,8 @@ py::tuple softmax_cross_entropy(const std::string& caller, py::handle logits_obj
     fail<py::value_error>(caller, ": logits has shape ", shape_text(logits),
                           ", expected (..., classes) with at least one class");
   }
-  const auto run = dtype_of(logits) == Dtype::float32 ? cross_entropy_of<float>
-                                                      : cross_entropy_of<double>;
+  const auto run =
+      dtype_of(logits) == Dtype::float32 ? cross_entropy_of<float> : cross_entropy_of<double>;
   return run(caller, logits, labels, label_smoothing, weight, ignore_index, reduction, out);
 }
 

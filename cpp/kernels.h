@@ -33,10 +33,10 @@ struct SquareSum {
 struct CrossEntropy {
   index_t columns;
   const void* logits;
-  const long long* labels;      // 0 to columns - 1, or `ignored`
-  const void* probabilities;    // nullptr for labels
-  const void* class_weight;     // of every column
-  const void* base;             // of every column; nullptr for labels if it is zero
+  const long long* labels;    // 0 to columns - 1, or `ignored`
+  const void* probabilities;  // nullptr for labels
+  const void* class_weight;   // of every column
+  const void* base;           // of every column; nullptr for labels if it is zero
   double base_sum;
   long long ignored;
   double scale;

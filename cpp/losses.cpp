@@ -7,12 +7,16 @@
 namespace fastopt {
 namespace {
 
-index_t item_size(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 8; }
+index_t item_size(Dtype dtype) {
+  return dtype == Dtype::float32 ? 4 : 8;
+}
 
 const void* offset(const void* data, index_t bytes) {
   return static_cast<const char*>(data) + bytes;
 }
-void* offset(void* data, index_t bytes) { return static_cast<char*>(data) + bytes; }
+void* offset(void* data, index_t bytes) {
+  return static_cast<char*>(data) + bytes;
+}
 
 // Calls run(begin, n) for each part of n units that fall into line.
 template <class Run>
@@ -66,11 +70,13 @@ double residual(const Settings& settings, Dtype dtype, double factor, const void
     double of[2];
   };
   std::vector<Sums> sums(static_cast<size_t>(blocks));
-  split(settings, blocks, (target == nullptr ? 2 : 3) * n * size, [&](index_t first, index_t count) {
-    const index_t begin = first * block;
-    run(factor, offset(x, begin * size), target == nullptr ? nullptr : offset(target, begin * size),
-        offset(y, begin * size), std::min(count * block, n - begin), &sums[size_t(first)].of);
-  });
+  split(settings, blocks, (target == nullptr ? 2 : 3) * n * size,
+        [&](index_t first, index_t count) {
+          const index_t begin = first * block;
+          run(factor, offset(x, begin * size),
+              target == nullptr ? nullptr : offset(target, begin * size), offset(y, begin * size),
+              std::min(count * block, n - begin), &sums[size_t(first)].of);
+        });
   double total = 0;
   parallel_for(settings, 0, [&](int, int) {
     for (const Sums& s : sums) total += s.of[0];

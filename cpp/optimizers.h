@@ -128,5 +128,4 @@ struct Ema {
 template <class T>
 using Rules = List<Sgd<T>, SgdMomentum<T, false>, SgdMomentum<T, true>, Adagrad<T>,
                    Rmsprop<T, false, false>, Rmsprop<T, false, true>, Rmsprop<T, true, false>,
-                   Rmsprop<T, true, true>, Adadelta<T>, Adam<T, false>, Adam<T, true>,
-                   Ema<T>>;
+                   Rmsprop<T, true, true>, Adadelta<T>, Adam<T, false>, Adam<T, true>, Ema<T>>;

@@ -1,5 +1,5 @@
-// exp and log, and what is made of them along rows: softmax, log-softmax, cross-entropy. Included by
-// kernels.cpp inside the namespace of one ISA.
+// exp and log, and what is made of them along rows: softmax, log-softmax, cross-entropy. Included
+// by kernels.cpp inside the namespace of one ISA.
 //
 // Results do not depend on the ISA: sums have 128 bytes of lanes everywhere, blocks of a row are
 // added in double in their order, and nothing is contracted.
@@ -19,7 +19,8 @@ struct Real<float> {
   static constexpr float round = 0x1.8p23f;  // adding it leaves an integer in the low bits
   static constexpr float lowest_exp = -0x1.5d589ep+6f, highest_exp = 0x1.62e42ep+6f;
   static constexpr float log2_e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.1219444e-4f;
-  static constexpr float exp[] = {5.e-01f, 1.6666576e-01f, 4.1666556e-02f, 8.363203e-03f, 1.3926213e-03f};
+  static constexpr float exp[] = {5.e-01f, 1.6666576e-01f, 4.1666556e-02f, 8.363203e-03f,
+                                  1.3926213e-03f};
   static constexpr float log[] = {6.6666687e-01f, 3.998876e-01f, 2.9580986e-01f};
 };
 
@@ -34,13 +35,12 @@ struct Real<double> {
   static constexpr double lowest_exp = -0x1.6232bdd7abcd2p+9, highest_exp = 0x1.62e42fefa39efp+9;
   static constexpr double log2_e = 1.4426950408889634, ln2_high = 0x1.62e42feep-1,
                           ln2_low = 1.9082149292705877e-10;
-  static constexpr double exp[] = {0.5000000000000001,     0.16666666666666669,
-                                   0.04166666666662399,    0.008333333333330051,
-                                   0.0013888888917281794,  0.00019841269863105968,
-                                   2.480152119021773e-05,  2.7557268378684192e-06,
-                                   2.7620138719733994e-07, 2.5100424157005067e-08};
-  static constexpr double log[] = {0.666666666666667,   0.3999999999989889,  0.28571428626253836,
-                                   0.22222211089379496, 0.1818289243253687,  0.15331611722055008,
+  static constexpr double exp[] = {
+      0.5000000000000001,     0.16666666666666669,    0.04166666666662399,   0.008333333333330051,
+      0.0013888888917281794,  0.00019841269863105968, 2.480152119021773e-05, 2.7557268378684192e-06,
+      2.7620138719733994e-07, 2.5100424157005067e-08};
+  static constexpr double log[] = {0.666666666666667,   0.3999999999989889, 0.28571428626253836,
+                                   0.22222211089379496, 0.1818289243253687, 0.15331611722055008,
                                    0.14617807153417325};
 };
 
@@ -128,9 +128,9 @@ struct Lanes {
   }
 };
 
-// Calls step(from, to) for every Lanes<T>::count elements of rows that are walked side by side. What
-// is left at the end comes in a copy, filled up with -inf in the first row, the logits, and zeros in
-// the others.
+// Calls step(from, to) for every Lanes<T>::count elements of rows that are walked side by side.
+// What is left at the end comes in a copy, filled up with -inf in the first row, the logits, and
+// zeros in the others.
 template <class T, int inputs, class Step>
 void along(const T* const (&rows)[inputs], T* out, index_t begin, index_t end, const Step& step) {
   constexpr index_t count = Lanes<T>::count;
@@ -176,8 +176,8 @@ T row_maximum(const T* x, index_t n) {
 }
 
 // What a row is compared with: its loss is sum_c q_c (log(sum(exp(x))) - x_c). The rows beside the
-// logits x are, for labels, none: q is class_weight at the label; for smoothed ones `base`, which is
-// added to that; for probabilities p these, class_weight and base: q = class_weight p + base.
+// logits x are, for labels, none: q is class_weight at the label; for smoothed ones `base`, which
+// is added to that; for probabilities p these, class_weight and base: q = class_weight p + base.
 enum Target { labels = 1, smoothed = 2, probabilities = 4 };
 
 template <class T>
@@ -198,7 +198,7 @@ RowSums<T> exp_row(const T* const (&rows)[inputs], T max, T* out, index_t n) {
   for (index_t begin = 0; begin < n; begin += block) {
     Lanes<T> sums, q_sums, q_x_sums;
     along(rows, out, begin, n - begin < block ? n : begin + block,
-          [&](const T* const (&from)[inputs], T* to) {
+          [&](const T* const(&from)[inputs], T* to) {
             for (index_t r = 0; r < Lanes<T>::vectors; ++r) {
               const Vector<T> x = load(from[0] + r * width) - max, y = exp<T>(x);
               store<T>(to + r * width, y);
@@ -453,11 +453,12 @@ void cross_entropy_rows(const CrossEntropy& task, index_t begin, index_t end) {
 template <class T>
 void cross_entropy(const CrossEntropy& task, index_t begin, index_t end) {
   const bool few = task.columns <= few_columns;
-  const auto run = task.probabilities != nullptr
-                       ? (few ? cross_entropy_few<T, probabilities> : cross_entropy_rows<T, probabilities>)
-                   : task.base != nullptr
-                       ? (few ? cross_entropy_few<T, smoothed> : cross_entropy_rows<T, smoothed>)
-                       : (few ? cross_entropy_few<T, labels> : cross_entropy_rows<T, labels>);
+  const auto run =
+      task.probabilities != nullptr
+          ? (few ? cross_entropy_few<T, probabilities> : cross_entropy_rows<T, probabilities>)
+      : task.base != nullptr
+          ? (few ? cross_entropy_few<T, smoothed> : cross_entropy_rows<T, smoothed>)
+          : (few ? cross_entropy_few<T, labels> : cross_entropy_rows<T, labels>);
   run(task, begin, end);
 }
 
@@ -466,7 +467,7 @@ void elementwise(const void* x_data, void* y_data, index_t n) {
   const T* x = static_cast<const T*>(x_data);
   T* y = static_cast<T*>(y_data);
   const T* const from[] = {x};
-  along(from, y, 0, n, [](const T* const (&in)[1], T* out) {
+  along(from, y, 0, n, [](const T* const(&in)[1], T* out) {
     for (index_t r = 0; r < Lanes<T>::vectors; ++r) {
       store<T>(out + r * Lanes<T>::width, function(load(in[0] + r * Lanes<T>::width)));
     }

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from fastopt._config import config_context, get_config, set_config, show_config
+from fastopt.averages import ExponentialMovingAverage, exponential_moving_average
 from fastopt.optimizer import Optimizer
 from fastopt.optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
 
@@ -14,9 +15,11 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "ExponentialMovingAverage",
     "Optimizer",
     "RMSprop",
     "config_context",
+    "exponential_moving_average",
     "get_config",
     "set_config",
     "show_config",

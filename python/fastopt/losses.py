@@ -10,15 +10,12 @@ number. Inputs that are not in C order are copied first.
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastopt import _core
-from fastopt._trees import ArrayTree, map_arrays
-
-Array: TypeAlias = NDArray[Any]
+from fastopt._tree import Array, Tree, named_arrays, rebuild
 
 
 def _integer(caller: str, name: str, value: Any) -> int:
@@ -235,7 +232,7 @@ def mse(
     return (total if reduction == "sum" else np.square(0.5 * gradient)), gradient
 
 
-def l2_penalty(params: ArrayTree, weight_decay: float) -> tuple[float, ArrayTree]:
+def l2_penalty(params: Tree, weight_decay: float) -> tuple[float, Any]:
     """
     L2 regularization, and its gradient: weight_decay / 2 times the sum of all squares.
 
@@ -269,16 +266,17 @@ def l2_penalty(params: ArrayTree, weight_decay: float) -> tuple[float, ArrayTree
     (1.25, {'W': array([0.3, 0.4])})
     """
     weight_decay = _number("l2_penalty", "weight_decay", weight_decay, np.inf)
-    losses = []
-
-    def penalty(path: str, array: Array) -> Array:
-        # An array in Fortran's order has a gradient in that order.
-        turned = isinstance(array, np.ndarray) and array.flags.fnc
+    loss, gradients = 0.0, []
+    for name, array in named_arrays(params).items():
+        turned = array.flags.fnc  # Fortran's order: then the gradient has it, too
         total, gradient = _core.residual(
-            "l2_penalty", f"params['{path}']", weight_decay, array.T if turned else array, None, None
+            "l2_penalty",
+            f"params['{name}']",
+            weight_decay,
+            array.T if turned else array,
+            None,
+            None,
         )
-        losses.append(weight_decay / 2 * total)
-        return gradient.T if turned else gradient
-
-    grads = map_arrays(penalty, params)
-    return sum(losses, 0.0), grads
+        loss += weight_decay / 2 * total
+        gradients.append(gradient.T if turned else gradient)
+    return loss, rebuild(params, gradients)
