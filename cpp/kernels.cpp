@@ -122,6 +122,12 @@ void sum_squares(double scale, const void* data, index_t n, double (*sums)[2]) {
   }
 }
 
+#include "softmax.h"
+
+template <class T>
+constexpr Softmax softmax_of{elementwise<T, exp<T>>, elementwise<T, log<T>>, softmax<T, false>,
+                             softmax<T, true>,       cross_entropy<T>,       residual<T>};
+
 template <class T>
 constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
 
@@ -151,6 +157,7 @@ constinit const Table table{
     updates.row,
     sizeof updates.row / sizeof updates.row[0],
     {{sum_squares<float>}, {sum_squares<double>}},
+    {softmax_of<float>, softmax_of<double>},
 };
 
 }  // namespace fastopt::FASTOPT_ISA
