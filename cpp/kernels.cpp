@@ -28,6 +28,7 @@ constexpr int count_words(const char* text) {
   return words;
 }
 
+#include "norm.h"
 #include "optimizers.h"
 
 // The only loop over the elements of a step.
@@ -116,7 +117,8 @@ template <class T>
 constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
 
 template <class T, class F>
-constexpr Update update_of{F::names.rule, F::names.state, F::names.coefficients, dtype_of<T>, run<F, T>};
+constexpr Update update_of{F::names.rule, F::names.state, F::names.coefficients, dtype_of<T>,
+                           run<F, T>};
 
 template <class... F, class... D>
 constexpr auto rows(List<F...>, List<D...>) {
@@ -140,6 +142,7 @@ constinit const Table table{
     updates.row,
     sizeof updates.row / sizeof updates.row[0],
     {{sum_squares<float>}, {sum_squares<double>}},
+    {norm_of<float>, norm_of<double>},
 };
 
 }  // namespace fastopt::FASTOPT_ISA

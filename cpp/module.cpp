@@ -1,33 +1,16 @@
-// The Python module: settings and bound optimizers.
+// The Python module: settings, bound optimizers, normalization.
 #include <pybind11/stl.h>
 
 #include "dispatch.h"
 #include "parallel.h"
 #include "plan.h"
+#include "settings.h"
 
 namespace fastopt {
+
+void bind_norm(py::module_& m);
+
 namespace {
-
-// The settings of this context, else the global ones.
-class CurrentSettings {
- public:
-  CurrentSettings() {
-    PyObject* value = nullptr;
-    if (PyContextVar_Get(variable.ptr(), nullptr, &value) < 0) throw py::error_already_set();
-    if (value == nullptr) return;
-    context_ = py::reinterpret_steal<py::object>(value);
-  }
-
-  const Settings& get() const {
-    return context_ ? py::cast<const Settings&>(context_) : global;
-  }
-
-  static inline Settings global{};
-  static inline py::handle variable;  // never released: the module lives as long as the process
-
- private:
-  py::object context_;
-};
 
 Settings make_settings(const std::string& isa, int threads, bool flush_denormals) {
   const Table* table = find_table(isa);
@@ -73,7 +56,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def(py::init(&make_settings), py::arg("isa"), py::arg("num_threads"),
            py::arg("flush_denormals"))
       .def_property_readonly("isa", [](const Settings& s) { return s.table->isa; })
-      .def_property_readonly("vector_bytes", [](const Settings& s) { return s.table->vector_bytes; })
+      .def_property_readonly("vector_bytes",
+                             [](const Settings& s) { return s.table->vector_bytes; })
       .def_readonly("num_threads", &Settings::threads)
       .def_readonly("flush_denormals", &Settings::flush_denormals);
   PyObject* variable = PyContextVar_New("fastopt_settings", nullptr);
