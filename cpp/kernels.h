@@ -84,8 +84,8 @@ struct Norm {
                                 double* products, const void* center, void* on_dy, void* on_x,
                                 void* constant);
   void (*group_coefficients)(index_t n, double eps, double count, double mean, double variance,
-                             const void* gamma, const double* sums, double* products,
-                             const void* center, void* on_dy, void* on_x, void* constant);
+                             const void* gamma, const double* sums, double* products, void* center,
+                             void* on_dy, void* on_x, void* constant);
 };
 
 struct Table {

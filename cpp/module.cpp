@@ -56,8 +56,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def(py::init(&make_settings), py::arg("isa"), py::arg("num_threads"),
            py::arg("flush_denormals"))
       .def_property_readonly("isa", [](const Settings& s) { return s.table->isa; })
-      .def_property_readonly("vector_bytes",
-                             [](const Settings& s) { return s.table->vector_bytes; })
+      .def_property_readonly("vector_bytes", [](const Settings& s) { return s.table->vector_bytes; })
       .def_readonly("num_threads", &Settings::threads)
       .def_readonly("flush_denormals", &Settings::flush_denormals);
   PyObject* variable = PyContextVar_New("fastopt_settings", nullptr);
@@ -88,4 +87,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
           },
           py::arg("params"), py::arg("grads"), py::arg("fold"), py::arg("loss_scale"),
           py::arg("max_norm"), py::arg("skip_nonfinite"));
+
+  bind_norm(m);
 }

@@ -697,17 +697,17 @@ void backward_coefficients(index_t n, double eps, double count, const double* __
       gamma != nullptr);
 }
 
-// The same for the n channels of one group, which have a statistic in common.
+// The same for the n channels of one group, which have the statistic of center[0] in common.
 template <class T>
 void group_coefficients(index_t n, double eps, double count, double mean, double variance,
                         const void* gamma_data, const double* sums, double* products,
-                        const void* center, void* on_dy_data, void* on_x_data,
-                        void* constant_data) {
+                        void* center_data, void* on_dy_data, void* on_x_data, void* constant_data) {
   const T* const gamma = static_cast<const T*>(gamma_data);
+  T* const center = static_cast<T*>(center_data);
   T* const on_dy = static_cast<T*>(on_dy_data);
   T* const on_x = static_cast<T*>(on_x_data);
   T* const constant = static_cast<T*>(constant_data);
-  const double rest = mean - double(*static_cast<const T*>(center));
+  const double rest = mean - double(center[0]);
   const double inverse = 1 / sqrt(variance + eps);
   double sum = 0, dot = 0;
   for (index_t i = 0; i < n; ++i) {
@@ -718,6 +718,7 @@ void group_coefficients(index_t n, double eps, double count, double mean, double
   }
   const double slope = -inverse * inverse * dot / count;
   for (index_t i = 0; i < n; ++i) {
+    center[i] = center[0];
     on_dy[i] = T((gamma == nullptr ? 1 : double(gamma[i])) * inverse);
     on_x[i] = T(slope);
     constant[i] = T(-inverse * sum / count - slope * rest);
