@@ -3,8 +3,30 @@
 from importlib.metadata import version
 
 from fastopt._config import config_context, get_config, set_config, show_config
+from fastopt.layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from fastopt.norm import (
+    batch_norm,
+    batch_norm_backward,
+    batch_renorm,
+    batch_renorm_backward,
+    empty_cache,
+    group_norm,
+    group_norm_backward,
+    instance_norm,
+    instance_norm_backward,
+    layer_norm,
+    layer_norm_backward,
+    rms_norm,
+    rms_norm_backward,
+)
 from fastopt.optimizer import Optimizer
 from fastopt.optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
+from fastopt.reparametrization import (
+    spectral_norm,
+    spectral_norm_backward,
+    weight_norm,
+    weight_norm_backward,
+)
 
 __version__ = version("fastopt")
 
@@ -14,10 +36,32 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
     "Optimizer",
+    "RMSNorm",
     "RMSprop",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_renorm",
+    "batch_renorm_backward",
     "config_context",
+    "empty_cache",
     "get_config",
+    "group_norm",
+    "group_norm_backward",
+    "instance_norm",
+    "instance_norm_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "rms_norm",
+    "rms_norm_backward",
     "set_config",
     "show_config",
+    "spectral_norm",
+    "spectral_norm_backward",
+    "weight_norm",
+    "weight_norm_backward",
 ]

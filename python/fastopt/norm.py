@@ -110,9 +110,7 @@ def _saved_of(function: str, saved: Saved, dy: Any) -> Saved:
         )
     if isinstance(dy, np.ndarray):
         if dy.shape != saved.x.shape:
-            raise ValueError(
-                f"{function}_backward: dy has shape {dy.shape}, x had {saved.x.shape}"
-            )
+            raise ValueError(f"{function}_backward: dy has shape {dy.shape}, x had {saved.x.shape}")
         if dy.dtype != saved.x.dtype:
             raise TypeError(f"{function}_backward: dy has dtype {dy.dtype}, x had {saved.x.dtype}")
     return saved
@@ -237,7 +235,18 @@ def batch_norm(
         residual, out, None, bool(training), momentum, eps, relu, bool(unbiased), True,
     )  # fmt: skip
     kept = y if relu and residual is not None else None
-    arguments = (outer, channels, inner, gamma, beta, kept, eps, training, relu, residual is not None)
+    arguments = (
+        outer,
+        channels,
+        inner,
+        gamma,
+        beta,
+        kept,
+        eps,
+        training,
+        relu,
+        residual is not None,
+    )
     return _back(y, layout), Saved(name, x, layout, arguments, statistics)
 
 

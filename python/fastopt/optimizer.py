@@ -439,7 +439,9 @@ class Optimizer:
         skipped = f", skipped_steps={self.skipped_steps}" if self.skipped_steps else ""
         lines = [f"{name}(steps={self.steps}{skipped}"]
         for i, group in enumerate(self._groups):
-            arrays = [a for a, g in zip(self._plan.params, self._plan.groups, strict=True) if g == i]
+            arrays = [
+                a for a, g in zip(self._plan.params, self._plan.groups, strict=True) if g == i
+            ]
             dtypes = "/".join(sorted({str(array.dtype) for array in arrays}))
             size = sum(array.size for array in arrays)
             lines.append(f"  group {i}: {group!r}")
