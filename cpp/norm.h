@@ -1,8 +1,9 @@
 // Normalization: the inner loops. Included by kernels.cpp inside the namespace of one ISA.
 //
 // Statistics never come from raw sums of squares: a block of about a thousand elements is summed
-// around the mean of the blocks before it (the first around its own), so nothing cancels, and
-// blocks are merged in double (Chan, Golub, LeVeque, 1979). Blocks are fixed by the shape alone.
+// around the mean of the blocks before it (the first around that of its first elements), so nothing
+// cancels, and blocks are merged in double (Chan, Golub, LeVeque, 1979). Blocks are fixed by the
+// shape alone.
 //
 // Forward is y = (x - center) scale + shift, where center is the mean as a T, and the rest of the
 // mean sits in the shift; backward is dx = a dy + b (x - center) + c.
@@ -92,41 +93,70 @@ struct Sums {
   }
 };
 
+// The last elements of a run, which do not fill the lanes: read as the last lanes of the run, of
+// which those already counted are masked out; a run shorter than that is padded in front.
+template <class T>
+struct Tail {
+  using Mask = decltype(Vector<T>{} < Vector<T>{});
+
+  explicit Tail(index_t n) : begin(n - n % lanes_of<T>), pad(lanes_of<T> - n) {
+    for (index_t r = 0; r < registers; ++r) {
+      for (index_t k = 0; k < width_of<T>; ++k) {
+        mask[r][k] = r * width_of<T> + k >= lanes_of<T> - n % lanes_of<T> ? -1 : 0;
+      }
+    }
+  }
+
+  Vector<T> read(const T* x, index_t r) const {
+    if (pad <= 0) return load<Vector<T>>(x - pad + r * width_of<T>);
+    T values[width_of<T>] = {};
+    for (index_t k = 0; k < width_of<T>; ++k) {
+      const index_t from = r * width_of<T> + k - pad;
+      if (from >= 0) values[k] = x[from];
+    }
+    return load<Vector<T>>(values);
+  }
+
+  index_t begin, pad;
+  Mask mask[registers];
+};
+
 // Calls add(r, read, keep) for every register r of every 128 bytes of n elements: read(x) gives
-// its elements of the array x, keep(v) makes those zero that are not to be counted.
+// its elements of the array x, keep(v) makes those zero that are not to be counted. `ahead` is
+// where the next elements will be read, from the same place in the run on.
 template <class T, class Add>
-void each_lane(index_t n, Add add) {
-  constexpr index_t lanes = lanes_of<T>, width = width_of<T>;
-  using Index = decltype(Vector<T>{} < Vector<T>{});
-  index_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
+void each_lane(index_t n, const Tail<T>& tail, Add add) {
+  constexpr index_t width = width_of<T>;
+  for (index_t i = 0; i < tail.begin; i += lanes_of<T>) {
     for (index_t r = 0; r < registers; ++r) {
       add(
           r, [=](const T* x) { return load<Vector<T>>(x + i + r * width); },
-          [](Vector<T> v) { return v; });
+          [](Vector<T> v) { return v; },
+          [=](const T* x) {
+            if (r * vector_bytes % line_bytes == 0) __builtin_prefetch(x + i + r * width);
+          });
     }
   }
-  if (i == n) return;
-  const index_t rest = n - i;
+  if (tail.begin == n) return;
   for (index_t r = 0; r < registers; ++r) {
-    Index lane;
-    for (index_t k = 0; k < width; ++k) lane[k] = decltype(+lane[0])(r * width + k);
-    const Index counted = lane >= decltype(+lane[0])(lanes - rest);
-    const auto keep = [=](Vector<T> v) { return counted ? v : Vector<T>{}; };
-    if (n >= lanes) {
-      add(r, [=](const T* x) { return load<Vector<T>>(x + n - lanes + r * width); }, keep);
-    } else {
-      const auto read = [=](const T* x) {
-        T values[width] = {};
-        for (index_t k = 0; k < width; ++k) {
-          const index_t from = r * width + k - (lanes - n);
-          if (from >= 0) values[k] = x[from];
-        }
-        return load<Vector<T>>(values);
-      };
-      add(r, read, keep);
-    }
+    add(
+        r, [&](const T* x) { return tail.read(x, r); },
+        [&](Vector<T> v) {
+          return reinterpret_cast<Vector<T>>(reinterpret_cast<typename Tail<T>::Mask>(v) &
+                                             tail.mask[r]);
+        },
+        [](const T*) {});
   }
+}
+
+// How far ahead to prefetch, in elements: the next run, where runs are neither too short nor too
+// long for that.
+template <class T>
+index_t ahead_of(Runs runs) {
+  const index_t bytes = runs.inner * index_t(sizeof(T));
+  return bytes >= prefetch_bytes / 2 && bytes <= 8 * prefetch_bytes
+             ? runs.stride
+             : prefetch_bytes / index_t(sizeof(T));
 }
 
 // Calls visit(first element, runs, elements of each run) for the blocks of a statistic: whole
@@ -167,29 +197,34 @@ void moments_of(const T* x, Runs runs, bool centered, double* mean, double* m2) 
     if constexpr (scaled) v *= T(shrink<T>);
     return v;
   };
+  const index_t ahead = ahead_of<T>(runs);
   double counted = 0;
   T center = 0;
   *mean = *m2 = 0;
   each_block<T>(runs, [&](index_t begin, index_t count, index_t n) {
-    const double elements = double(count * n);
+    const Tail<T> tail(n);
     if (centered && counted == 0) {
+      const index_t some = (lanes_of<T> * 2 + n - 1) / n, first = some < count ? some : count;
       Sums<T> sum;
-      for (index_t run = 0; run < count; ++run) {
-        each_lane<T>(n, [&](index_t r, auto read, auto keep) {
-          sum.part[r] += keep(value(read(x + begin + run * runs.stride)));
+      for (index_t run = 0; run < first; ++run) {
+        const T* const from = x + begin + run * runs.stride;
+        each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto) {
+          sum.part[r] += keep(value(read(from)));
         });
       }
-      center = T(sum.total() / elements);
+      center = T(sum.total() / double(first * n));
     }
     Sums<T> sum, square;
     for (index_t run = 0; run < count; ++run) {
-      const T* const first = x + begin + run * runs.stride;
-      each_lane<T>(n, [&](index_t r, auto read, auto keep) {
-        const Vector<T> d = keep(value(read(first)) - center);
+      const T* const from = x + begin + run * runs.stride;
+      each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto prefetch) {
+        prefetch(from + ahead);
+        const Vector<T> d = keep(value(read(from)) - center);
         sum.part[r] += d;
         square.part[r] += d * d;
       });
     }
+    const double elements = double(count * n);
     double block_mean = 0, block_m2 = square.total();
     if (centered) {
       const double d = sum.total() / elements;
@@ -285,14 +320,18 @@ void gradient_sums(const Backward& b, Runs runs, double* sums) {
   const T* const y = static_cast<const T*>(b.y);
   const T center = *static_cast<const T*>(b.center);
   const T scale = *static_cast<const T*>(b.scale), shift = *static_cast<const T*>(b.shift);
+  const index_t ahead = ahead_of<T>(runs);
   sums[0] = sums[1] = 0;
   with_flags(
       [&](auto relu, auto from_y) {
         each_block<T>(runs, [&](index_t begin, index_t count, index_t n) {
+          const Tail<T> tail(n);
           Sums<T> sum, product;
           for (index_t run = 0; run < count; ++run) {
             const index_t at = begin + run * runs.stride;
-            each_lane<T>(n, [&](index_t r, auto read, auto keep) {
+            each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto prefetch) {
+              prefetch(x + at + ahead);
+              prefetch(dy + at + ahead);
               const Vector<T> d = read(x + at) - center;
               Vector<T> g = read(dy + at);
               if constexpr (relu) {
@@ -344,6 +383,13 @@ void gradient_apply(const Backward& b, Runs runs, index_t coefficient_stride) {
 // Sums in T are moved to double after this many rows.
 constexpr index_t block_rows = 64;
 
+// How far ahead to prefetch, in elements: whole groups of four rows.
+template <class T>
+index_t rows_ahead(index_t stride) {
+  const index_t group = 4 * stride * index_t(sizeof(T));
+  return (prefetch_bytes + group - 1) / group * (4 * stride);
+}
+
 // Calls visit(row, Flag) for groups of four rows (true) and then single ones.
 template <class Visit>
 void four_rows(index_t begin, index_t end, Visit visit) {
@@ -358,6 +404,7 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
   T* __restrict const center = static_cast<T*>(scratch);
   T* __restrict const sum = center + columns;
   T* __restrict const square = sum + columns;
+  const index_t ahead = rows_ahead<T>(stride);
   const auto clear = [=](T* values) {
     for (index_t c = 0; c < columns; ++c) values[c] = 0;
   };
@@ -377,20 +424,23 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
     clear(sum);
     clear(square);
     four_rows(begin, end, [=](index_t r, auto four) {
-      const T* __restrict const row = x + r * stride;
-#pragma omp simd
-      for (index_t c = 0; c < columns; ++c) {
-        const T d0 = row[c] - center[c];
-        if constexpr (four) {
-          const T d1 = row[c + stride] - center[c], d2 = row[c + 2 * stride] - center[c];
-          const T d3 = row[c + 3 * stride] - center[c];
-          sum[c] += (d0 + d1) + (d2 + d3);
-          square[c] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
-        } else {
-          sum[c] += d0;
-          square[c] += d0 * d0;
+      const T* const row = x + r * stride;
+      constexpr index_t count = four ? 4 : 1;
+      map<T, false>(columns, sum, [=]<class V>(index_t c) {
+        V d[count];
+        for (index_t k = 0; k < count; ++k) {
+          __builtin_prefetch(row + k * stride + c + ahead);
+          d[k] = load<V>(row + k * stride + c) - load<V>(center + c);
         }
-      }
+        if constexpr (four) {
+          store<false>(square + c, V(load<V>(square + c) +
+                                     ((d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3]))));
+          return V(load<V>(sum + c) + ((d[0] + d[1]) + (d[2] + d[3])));
+        } else {
+          store<false>(square + c, V(load<V>(square + c) + d[0] * d[0]));
+          return V(load<V>(sum + c) + d[0]);
+        }
+      });
     });
     const double inverse = 1 / count;
     const double weight = count / (counted + count), both = counted * weight;
@@ -430,6 +480,7 @@ void column_apply(const Forward& f, index_t rows, index_t stride, index_t column
   const T* const center = static_cast<const T*>(f.center);
   const T* const scale = static_cast<const T*>(f.scale);
   const T* const shift = static_cast<const T*>(f.shift);
+  constexpr index_t ahead = prefetch_bytes / index_t(sizeof(T));
   with_flags(
       [&](auto relu, auto with_residual, auto stream) {
         map_columns<T, stream>(
@@ -456,6 +507,7 @@ void column_gradient_sums(const Backward& b, index_t rows, index_t stride, index
   const T* __restrict const shift = static_cast<const T*>(b.shift);
   T* __restrict const sum = static_cast<T*>(scratch);
   T* __restrict const product = sum + columns;
+  const index_t ahead = rows_ahead<T>(stride);
   for (index_t c = 0; c < columns; ++c) sums[c] = products[c] = 0;
   with_flags(
       [&](auto relu, auto from_y) {
@@ -471,6 +523,8 @@ void column_gradient_sums(const Backward& b, index_t rows, index_t stride, index
               V g[count], gd[count];
               for (index_t k = 0; k < count; ++k) {
                 const index_t i = c + k * stride;
+                __builtin_prefetch(x + i + ahead);
+                __builtin_prefetch(dy + i + ahead);
                 const V d = load<V>(x + i) - load<V>(center + c);
                 if constexpr (relu) {
                   g[k] = through<T, relu, from_y>(load<V>(dy + i), d, y + i, load<V>(scale + c),
@@ -512,10 +566,15 @@ void column_gradient_apply(const Backward& b, index_t rows, index_t stride, inde
   const T* const on_dy = static_cast<const T*>(b.on_dy);
   const T* const on_x = static_cast<const T*>(b.on_x);
   const T* const constant = static_cast<const T*>(b.constant);
+  constexpr index_t ahead = prefetch_bytes / index_t(sizeof(T));
   with_flags(
       [&](auto relu, auto from_y, auto with_residual, auto stream) {
         map_columns<T, stream>(
             rows, stride, columns, static_cast<T*>(b.dx), [=]<class V>(index_t i, index_t c) {
+              if constexpr (stream) {
+                __builtin_prefetch(x + i + ahead);
+                __builtin_prefetch(dy + i + ahead);
+              }
               const V d = load<V>(x + i) - load<V>(center + c);
               V g = load<V>(dy + i);
               if constexpr (relu) {
@@ -563,7 +622,7 @@ void row_gradient_sums(const Backward& b, const void* gamma_data, index_t n, dou
       [&](auto with_gamma) {
         each_block<T>({1, n, n}, [&](index_t begin, index_t, index_t count) {
           Sums<T> sum, product;
-          each_lane<T>(count, [&](index_t r, auto read, auto keep) {
+          each_lane<T>(count, Tail<T>(count), [&](index_t r, auto read, auto keep, auto) {
             Vector<T> g = read(dy + begin);
             if constexpr (with_gamma) g *= read(gamma + begin);
             sum.part[r] += keep(g);
