@@ -593,10 +593,10 @@ def _group_norm_backward(
     saved = _saved_of(function, saved, dy)
     if out is not None:
         _check_shape(function + "_backward", "out", out, saved.x)
-    arguments, eps = saved.arguments
+    (samples, groups, channels, inner, gamma, beta), eps = saved.arguments
     return _core.group_norm_backward(
-        function + "_backward", _in_layout(dy, None), _in_layout(saved.x, None), *arguments,
-        saved.statistics, out, eps,
+        function + "_backward", _in_layout(dy, None), _in_layout(saved.x, None),
+        samples, groups, channels, inner, gamma, beta, saved.statistics, out, eps,
     )  # fmt: skip
 
 
@@ -801,10 +801,10 @@ def _layer_norm_backward(
     saved = _saved_of(function, saved, dy)
     if out is not None:
         _check_shape(function + "_backward", "out", out, saved.x)
-    arguments, eps, centered = saved.arguments
+    (rows, columns, shape, gamma, beta), eps, centered = saved.arguments
     return _core.layer_norm_backward(
-        function + "_backward", _in_layout(dy, None), _in_layout(saved.x, None), *arguments,
-        saved.statistics, out, eps, centered,
+        function + "_backward", _in_layout(dy, None), _in_layout(saved.x, None),
+        rows, columns, shape, gamma, beta, saved.statistics, out, eps, centered,
     )  # fmt: skip
 
 
