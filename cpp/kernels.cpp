@@ -28,6 +28,7 @@ constexpr int count_words(const char* text) {
   return words;
 }
 
+#include "norm.h"
 #include "optimizers.h"
 
 // The only loop over the elements of a step.
@@ -158,6 +159,7 @@ constinit const Table table{
     sizeof updates.row / sizeof updates.row[0],
     {{sum_squares<float>}, {sum_squares<double>}},
     {softmax_of<float>, softmax_of<double>},
+    {norm_of<float>, norm_of<double>},
 };
 
 }  // namespace fastopt::FASTOPT_ISA

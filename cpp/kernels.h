@@ -55,6 +55,67 @@ struct Softmax {
                    double (*sums)[2]);
 };
 
+// Where the elements of one statistic lie: `count` runs of `inner` neighbours, `stride` apart.
+struct Runs {
+  index_t count, stride, inner;
+};
+
+// y = (x - center) scale + shift, + residual, rectified. The coefficients are arrays of x's dtype.
+struct Forward {
+  const void* x;
+  const void* residual;  // or nullptr
+  void* y;
+  const void *center, *scale, *shift;
+  bool relu;
+  bool stream;  // stores pass by the caches
+};
+
+// dx = on_dy dy + on_x (x - center) + constant, where dy has come through the activation, whose
+// sign is that of y, or without y of Forward's formula.
+struct Backward {
+  const void *dy, *x, *y;
+  void *dx, *dresidual;
+  const void *center, *scale, *shift;
+  const void *on_dy, *on_x, *constant;
+  bool relu;
+  bool stream;
+};
+
+// Normalization in one dtype; norm.h says what each one does.
+struct Norm {
+  void (*moments)(const void* x, Runs runs, bool centered, double* mean, double* m2);
+  void (*apply)(const Forward& f, Runs runs, index_t coefficient_stride);
+  void (*gradient_sums)(const Backward& b, Runs runs, double* sums);
+  void (*gradient_apply)(const Backward& b, Runs runs, index_t coefficient_stride);
+  void (*column_moments)(const void* x, index_t rows, index_t stride, index_t columns, double* mean,
+                         double* m2, void* scratch);
+  void (*column_apply)(const Forward& f, index_t rows, index_t stride, index_t columns);
+  void (*column_gradient_sums)(const Backward& b, index_t rows, index_t stride, index_t columns,
+                               double* sums, double* products, void* scratch);
+  void (*column_gradient_apply)(const Backward& b, index_t rows, index_t stride, index_t columns);
+  void (*row_apply)(const Forward& f, const void* gamma, const void* beta, index_t n);
+  void (*row_gradient_sums)(const Backward& b, const void* gamma, index_t n, double* sums);
+  void (*row_gradient_apply)(const Backward& b, const void* gamma, index_t n, void* dgamma,
+                             void* dbeta);
+  void (*flush_sums)(void* values, index_t n, double* sums);
+  void (*add_sums)(index_t n, const double* from, double* to);
+  void (*round_sums)(index_t n, const double* from, void* to);
+  void (*merge)(double count_a, double* mean_a, double* m2_a, double count_b, const double* mean_b,
+                const double* m2_b, index_t n);
+  void (*move_average)(index_t n, double momentum, double factor, const double* value,
+                       void* running);
+  void (*forward_coefficients)(index_t n, double eps, const double* mean, const double* variance,
+                               const void* gamma, const void* beta, void* center, void* scale,
+                               void* shift);
+  void (*backward_coefficients)(index_t n, double eps, double count, const double* mean,
+                                const double* variance, const void* gamma, const double* sums,
+                                double* products, const void* center, void* on_dy, void* on_x,
+                                void* constant);
+  void (*group_coefficients)(index_t n, double eps, double count, double mean, double variance,
+                             const void* gamma, const double* sums, double* products, void* center,
+                             void* on_dy, void* on_x, void* constant);
+};
+
 struct Table {
   const char* isa;
   index_t vector_bytes;  // as the compiler was told
@@ -62,6 +123,7 @@ struct Table {
   int update_count;
   SquareSum square_sum[2];  // by Dtype
   Softmax softmax[2];       // by Dtype
+  Norm norm[2];             // by Dtype
 };
 
 }  // namespace fastopt

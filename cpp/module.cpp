@@ -9,6 +9,7 @@
 namespace fastopt {
 
 void bind_losses(py::module_& m);
+void bind_norm(py::module_& m);
 
 namespace {
 
@@ -92,4 +93,5 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
           py::arg("max_norm"), py::arg("skip_nonfinite"));
 
   bind_losses(m);
+  bind_norm(m);
 }

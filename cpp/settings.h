@@ -1,4 +1,4 @@
-// The settings of a call, as Python's context variable has them.
+// The settings under which a call from Python runs: those of its context, else the global ones.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,7 +9,6 @@ namespace fastopt {
 
 namespace py = pybind11;
 
-// The settings of this context, else the global ones.
 class CurrentSettings {
  public:
   CurrentSettings() {

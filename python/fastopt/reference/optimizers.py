@@ -246,7 +246,7 @@ def _adam(
     return (p, m, v) if v_max is None else (p, m, v, largest)
 
 
-def ema(p: NDArray[T], g: NDArray[T], *, decay: float) -> NDArray[T]:
+def ema(p: Array, g: Array, *, decay: float) -> Array:
     """
     One update of `fastopt.ExponentialMovingAverage`: the average p takes in the value g.
 
