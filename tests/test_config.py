@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,6 @@ import fastopt
 from fastopt import SGD, _config, _core, config_context, get_config, set_config
 
 VARIABLES = ("FASTOPT_NUM_THREADS", "OMP_NUM_THREADS", "FASTOPT_ISA", "FASTOPT_DENORMALS")
-
-
-@pytest.fixture
-def restored() -> Iterator[None]:
-    before = get_config()
-    source = _config._thread_source
-    yield
-    set_config(**before)
-    _config._thread_source = source
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -166,7 +156,7 @@ def test_available_processors(quota: float, threads: int, monkeypatch: pytest.Mo
 # How far they reach.
 
 
-def test_set_config_leaves_the_rest(restored: None) -> None:
+def test_set_config_leaves_the_rest(restored_config: None) -> None:
     before = get_config()
     set_config(num_threads=7)
     assert get_config() == {**before, "num_threads": 7}
@@ -186,7 +176,7 @@ def test_contexts_nest_and_end() -> None:
     assert get_config() == before
 
 
-def test_a_context_outranks_set_config(restored: None) -> None:
+def test_a_context_outranks_set_config(restored_config: None) -> None:
     with config_context(num_threads=5):
         set_config(num_threads=7)
         assert get_config()["num_threads"] == 5
@@ -244,7 +234,7 @@ def show(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     return {name.strip(): value.strip() for name, value in pairs}
 
 
-def test_show_config(capsys: pytest.CaptureFixture[str], restored: None) -> None:
+def test_show_config(capsys: pytest.CaptureFixture[str], restored_config: None) -> None:
     set_config(num_threads=3)
     assert show(capsys) == {
         "compiler": _core.compiler,
