@@ -8,9 +8,9 @@ namespace {
 
 #include "simd.h"
 
-// Far enough for DRAM, measured on Zen 4: 512 to 1024 float32 elements; near a thread's end and in
-// the caches it costs, so short arrays go without.
-constexpr index_t prefetch_bytes = 4096;
+// How far ahead, and from which length on. Not 4096: arrays that lie alike in their pages would
+// then push the line in use out of L1.
+constexpr index_t prefetch_bytes = 2048;
 constexpr index_t prefetch_from_bytes = 1 << 20;
 
 struct Names {
@@ -32,21 +32,31 @@ constexpr int count_words(const char* text) {
 
 // The only loop over the elements of a step.
 template <class F, class T, class... S>
-void each(F f, index_t n, const T* __restrict g, T* __restrict p, S* __restrict... s) {
-  index_t i = 0;
+void each(F f, index_t begin, index_t end, const T* __restrict g, T* __restrict p,
+          S* __restrict... s) {
+#pragma omp simd
+  for (index_t i = begin; i < end; ++i) f(g[i], p[i], s[i]...);
+}
+
+// First up to a cache line's begin: large arrays of one shape usually lie alike in their lines, and
+// stores that straddle two lines halve the speed.
+template <class F, class T, class... S>
+void stream(F f, index_t n, const T* g, T* p, S*... s) {
+  constexpr index_t line = line_bytes / index_t(sizeof(T));
+  constexpr index_t ahead = prefetch_bytes / index_t(sizeof(T));
+  const auto past_line = index_t(reinterpret_cast<__UINTPTR_TYPE__>(p) % line_bytes / sizeof(T));
+  index_t i = past_line == 0 ? 0 : line - past_line;
+  if (i > n) i = n;
+  each(f, 0, i, g, p, s...);
   if (n * index_t(sizeof(T)) >= prefetch_from_bytes) {
-    constexpr index_t line = line_bytes / index_t(sizeof(T));
-    constexpr index_t ahead = prefetch_bytes / index_t(sizeof(T));
     for (; i + line <= n; i += line) {
       __builtin_prefetch(g + i + ahead);
       __builtin_prefetch(p + i + ahead, 1);
       (__builtin_prefetch(s + i + ahead, 1), ...);
-#pragma omp simd
-      for (index_t j = i; j < i + line; ++j) f(g[j], p[j], s[j]...);
+      each(f, i, i + line, g, p, s...);
     }
   }
-#pragma omp simd
-  for (index_t j = i; j < n; ++j) f(g[j], p[j], s[j]...);
+  each(f, i, n, g, p, s...);
 }
 
 template <int... i>
@@ -62,8 +72,8 @@ template <class F, class T, int... coefficient, int... state>
 void run(const double* coefficients, void* const* streams, index_t begin, index_t n,
          Indices<coefficient...>, Indices<state...>) {
   const F f{T(coefficients[coefficient])...};
-  each(f, n, static_cast<const T*>(streams[0]) + begin, static_cast<T*>(streams[1]) + begin,
-       (static_cast<T*>(streams[2 + state]) + begin)...);
+  stream(f, n, static_cast<const T*>(streams[0]) + begin, static_cast<T*>(streams[1]) + begin,
+         (static_cast<T*>(streams[2 + state]) + begin)...);
 }
 
 template <class F, class T>
@@ -112,6 +122,12 @@ void sum_squares(double scale, const void* data, index_t n, double (*sums)[2]) {
   }
 }
 
+#include "softmax.h"
+
+template <class T>
+constexpr Softmax softmax_of{elementwise<T, exp<T>>, elementwise<T, log<T>>, softmax<T, false>,
+                             softmax<T, true>,       cross_entropy<T>,       residual<T>};
+
 template <class T>
 constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
 
@@ -141,6 +157,7 @@ constinit const Table table{
     updates.row,
     sizeof updates.row / sizeof updates.row[0],
     {{sum_squares<float>}, {sum_squares<double>}},
+    {softmax_of<float>, softmax_of<double>},
 };
 
 }  // namespace fastopt::FASTOPT_ISA

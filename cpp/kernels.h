@@ -27,12 +27,41 @@ struct SquareSum {
   void (*run)(double scale, const void* x, index_t n, double (*sums)[2]);
 };
 
+// Rows of `columns` numbers that lie one after the other, each with its target: q = class_weight at
+// the label plus base, or class_weight * probabilities + base. A row's loss is
+// sum_c q_c (log(sum(exp(logits))) - logits_c), and its gradient is multiplied by `scale`.
+struct CrossEntropy {
+  index_t columns;
+  const void* logits;
+  const long long* labels;    // 0 to columns - 1, or `ignored`
+  const void* probabilities;  // nullptr for labels
+  const void* class_weight;   // of every column
+  const void* base;           // of every column; nullptr for labels if it is zero
+  double base_sum;
+  long long ignored;
+  double scale;
+  void* losses;    // of every row
+  void* gradient;  // may be the logits
+};
+
+struct Softmax {
+  void (*exp)(const void* x, void* y, index_t n);
+  void (*log)(const void* x, void* y, index_t n);
+  void (*softmax)(const void* x, void* y, index_t rows, index_t columns);
+  void (*log_softmax)(const void* x, void* y, index_t rows, index_t columns);
+  void (*cross_entropy)(const CrossEntropy& task, index_t begin_row, index_t end_row);
+  // y = factor * (x - target), where no target is zero; with the sums of (x - target)^2 by block.
+  void (*residual)(double factor, const void* x, const void* target, void* y, index_t n,
+                   double (*sums)[2]);
+};
+
 struct Table {
   const char* isa;
   index_t vector_bytes;  // as the compiler was told
   const Update* updates;
   int update_count;
   SquareSum square_sum[2];  // by Dtype
+  Softmax softmax[2];       // by Dtype
 };
 
 }  // namespace fastopt

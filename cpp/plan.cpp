@@ -52,6 +52,29 @@ std::vector<std::string> words(const char* text) {
   return {std::istream_iterator<std::string>(stream), {}};
 }
 
+// Looks up the keys of a dict. Dicts usually keep their order: then the next key is the one wanted.
+class Cursor {
+ public:
+  explicit Cursor(py::handle dict) : dict_(dict.ptr()) {}
+
+  // nullptr if the dict has no such key.
+  PyObject* find(py::handle wanted) {
+    PyObject *key = nullptr, *value = nullptr;
+    if (in_order_ && PyDict_Next(dict_, &position_, &key, &value) && key == wanted.ptr()) {
+      return value;
+    }
+    in_order_ = false;
+    value = PyDict_GetItemWithError(dict_, wanted.ptr());
+    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  }
+
+ private:
+  PyObject* const dict_;
+  py::ssize_t position_ = 0;
+  bool in_order_ = true;
+};
+
 class Busy {
  public:
   Busy(std::atomic_flag& flag, const std::string& caller) : flag_(flag) {
@@ -67,8 +90,8 @@ class Busy {
   std::atomic_flag& flag_;
 };
 
-// Giving up the GIL and taking it back costs about as much as a step over this many bytes.
-constexpr index_t release_gil_from_bytes = 1 << 16;
+// Giving up the GIL and taking it back costs about as much as a step over this many elements.
+constexpr index_t release_gil_from_elements = 1 << 12;
 
 // Deeper trees are taken for one that contains itself.
 constexpr int max_depth = 100;
@@ -85,6 +108,7 @@ Plan::Plan(const std::string& caller, py::handle params, bool grouped)
       fail<py::value_error>(caller_, ": params has two arrays with the name '", leaf.name, "'");
     }
   }
+  batches_.reserve(leaves_.size());  // tasks point into it
   counts_ = py::array_t<std::int64_t>(py::ssize_t(leaves_.size()));
   std::fill_n(counts_.mutable_data(), leaves_.size(), 0);
   check_overlap();
@@ -167,24 +191,7 @@ void Plan::collect(const Tree& tree, py::handle params, py::handle grads) {
 
   const py::dict param_items = as_dict(params);
   const py::dict grad_items = skip ? py::dict() : as_dict(grads);
-  // Mappings usually keep their order: then the next key is the one wanted, and no look-up is due.
-  struct Cursor {
-    const py::dict& items;
-    py::ssize_t position = 0;
-    bool in_order = true;
-
-    PyObject* find(const py::object& wanted) {
-      PyObject *key, *value;
-      if (in_order && PyDict_Next(items.ptr(), &position, &key, &value) && key == wanted.ptr()) {
-        return value;
-      }
-      in_order = false;
-      value = PyDict_GetItemWithError(items.ptr(), wanted.ptr());
-      if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
-      return value;
-    }
-  };
-  Cursor param_cursor{param_items}, grad_cursor{grad_items};
+  Cursor param_cursor(param_items), grad_cursor(grad_items);
   for (size_t i = 0; i < tree.children.size(); ++i) {
     const auto find = [&](Cursor& cursor, const char* argument) {
       PyObject* value = cursor.find(tree.keys[i]);
@@ -300,7 +307,8 @@ void Plan::check_overlap() {
   }
   if (!writes_known_) {
     for (Leaf& leaf : leaves_) {
-      if (!leaf.grad) leaf.seen_grad = Seen();  // not stepped now: its next gradient is checked anew
+      if (!leaf.grad)
+        leaf.seen_grad = Seen();  // not stepped now: its next gradient is checked anew
     }
   }
   writes_known_ = true;
@@ -315,8 +323,9 @@ void Plan::find_layout(Leaf& leaf) {
   for (index_t axis = 0; axis < leaf.param.ndim(); ++axis) {
     if (leaf.param.shape(axis) != 1) axes.push_back(axis);
   }
-  std::stable_sort(axes.begin(), axes.end(), [&](index_t a, index_t b) {
-    return std::abs(leaf.param.strides(a)) > std::abs(leaf.param.strides(b));
+  std::sort(axes.begin(), axes.end(), [&](index_t a, index_t b) {
+    const index_t outer = std::abs(leaf.param.strides(a)), inner = std::abs(leaf.param.strides(b));
+    return outer != inner ? outer > inner : a < b;
   });
   Strided strided;
   strided.strides.resize(streams.size());
@@ -343,6 +352,7 @@ void Plan::find_layout(Leaf& leaf) {
        std::all_of(strided.strides.begin(), strided.strides.end(),
                    [&](const auto& strides) { return strides[0] == leaf.param.itemsize(); }));
   leaf.strided = dense ? std::nullopt : std::optional(std::move(strided));
+  leaf.size = leaf.param.size();
   leaf.layout_known = true;
 }
 
@@ -361,6 +371,8 @@ const Plan::Rule& Plan::find_rule(const std::string& name) {
       PyObject* text = PyUnicode_InternFromString(word.c_str());
       rule.names.push_back(py::reinterpret_steal<py::str>(text));
     }
+    if (rule.names.size() > max_coefficients)
+      fail<std::length_error>("max_coefficients is too small");
     rule.state_count = words(update.state).size();
   }
   if (rule.names.empty()) fail<std::invalid_argument>(caller_, ": there is no rule '", name, "'");
@@ -379,13 +391,15 @@ void Plan::bind(size_t index, const std::string& rule_name, const std::vector<py
   }
   leaf.rule = &rule;
   leaf.state = state;
+  leaf.dtype = dtype_of(leaf.param);
   leaf.streams.resize(2 + state.size());
+  for (size_t s = 0; s < state.size(); ++s) leaf.streams[2 + s] = leaf.state[s].mutable_data();
   leaf.layout_known = writes_known_ = false;
 }
 
-size_t Plan::find_batch(py::handle fold, const Leaf& leaf, std::int64_t t) {
+const Plan::Batch& Plan::find_batch(py::handle fold, const Leaf& leaf, std::int64_t t) {
   for (size_t i = batches_.size(); i-- > 0;) {
-    if (batches_[i].group == leaf.group && batches_[i].t == t) return i;
+    if (batches_[i].group == leaf.group && batches_[i].t == t) return batches_[i];
   }
   const auto number = [](long long value) {
     return py::reinterpret_steal<py::object>(PyLong_FromLongLong(value));
@@ -394,21 +408,42 @@ size_t Plan::find_batch(py::handle fold, const Leaf& leaf, std::int64_t t) {
   PyObject* arguments[] = {group.ptr(), count.ptr()};
   PyObject* result = PyObject_Vectorcall(fold.ptr(), arguments, 2, nullptr);
   if (result == nullptr) throw py::error_already_set();
-  const py::dict values = py::reinterpret_steal<py::dict>(result);
-  Batch batch{leaf.group, t, leaf.rule->grad_scale, {}};
-  for (const py::str& name : leaf.rule->names) {
-    PyObject* value = PyDict_GetItemWithError(values.ptr(), name.ptr());
-    if (value == nullptr) {
-      fail<std::invalid_argument>(caller_, ": no coefficient '", text(name), "' was given");
+  const py::object values = py::reinterpret_steal<py::object>(result);
+  Batch& batch = batches_.emplace_back();
+  batch.group = leaf.group;
+  batch.t = t;
+  batch.grad_scale = leaf.rule->grad_scale;
+  batch.coefficients = constants_[size_t(leaf.group)];
+  set_coefficients(batch.coefficients, *leaf.rule, values);
+  if (batch.coefficients.given != (1u << leaf.rule->names.size()) - 1) {
+    fail<std::invalid_argument>(caller_, ": a coefficient of the rule was not given");
+  }
+  return batch;
+}
+
+void Plan::set_coefficients(Coefficients& coefficients, const Rule& rule, py::handle values) const {
+  PyObject *key = nullptr, *value = nullptr;
+  for (py::ssize_t position = 0; PyDict_Next(values.ptr(), &position, &key, &value);) {
+    // Names are interned: the same name is nearly always the same object.
+    size_t i = 0;
+    while (i < rule.names.size() && rule.names[i].ptr() != key) ++i;
+    if (i == rule.names.size()) {
+      for (i = 0; i < rule.names.size() && !rule.names[i].equal(py::handle(key)); ++i) continue;
     }
-    batch.coefficients.push_back(PyFloat_AsDouble(value));
+    if (i == rule.names.size()) {
+      fail<std::invalid_argument>(caller_, ": the rule has no coefficient ", text(py::repr(key)));
+    }
+    coefficients.value[i] = PyFloat_AsDouble(value);
+    coefficients.given |= 1u << i;
   }
   if (PyErr_Occurred()) throw py::error_already_set();
-  if (values.size() != batch.coefficients.size()) {
-    fail<std::invalid_argument>(caller_, ": more coefficients were given than the rule has");
-  }
-  batches_.push_back(std::move(batch));
-  return batches_.size() - 1;
+}
+
+void Plan::set_constants(int group, const std::string& rule, const py::dict& values) {
+  const Busy busy(busy_, caller_);  // as in bind
+  constants_.resize(std::max(constants_.size(), size_t(group) + 1));
+  constants_[size_t(group)] = {};
+  set_coefficients(constants_[size_t(group)], find_rule(rule), values);
 }
 
 std::optional<double> Plan::step(const Settings& settings, py::handle params, py::handle grads,
@@ -435,31 +470,26 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
   collect(tree_, params, grads);
   if (!writes_known_ || !moved_grads_.empty()) check_overlap();
 
-  index_t bytes = 0;
-  std::vector<size_t> batch_of(stepped_.size());
-  for (size_t i = 0; i < stepped_.size(); ++i) {
-    Leaf& leaf = leaves_[stepped_[i]];
+  index_t elements = 0;
+  std::int64_t* const counts = counts_.mutable_data();
+  for (const size_t index : stepped_) {
+    Leaf& leaf = leaves_[index];
     if (!leaf.layout_known) find_layout(leaf);
     leaf.streams[0] = py::detail::array_proxy(leaf.grad.ptr())->data;
-    leaf.streams[1] = leaf.param.mutable_data();
-    for (size_t s = 0; s < leaf.state.size(); ++s)
-      leaf.streams[2 + s] = leaf.state[s].mutable_data();
-    batch_of[i] = find_batch(fold, leaf, counts_.data()[stepped_[i]] + 1);
-    bytes += leaf.param.nbytes();
-  }
-  for (size_t i = 0; i < stepped_.size(); ++i) {
-    const Leaf& leaf = leaves_[stepped_[i]];
-    tasks_.push_back({&settings.table->updates[leaf.rule->update[size_t(dtype_of(leaf.param))]],
-                      batches_[batch_of[i]].coefficients.data(), leaf.streams.data(),
+    leaf.streams[1] = py::detail::array_proxy(leaf.param.ptr())->data;
+    const Update& update = settings.table->updates[leaf.rule->update[size_t(leaf.dtype)]];
+    const Batch& batch = find_batch(fold, leaf, counts[index] + 1);
+    tasks_.push_back({&update, batch.coefficients.value, leaf.streams.data(),
                       leaf.strided ? &*leaf.strided : nullptr, int(leaf.streams.size()),
-                      leaf.param.size()});
+                      leaf.size});
+    elements += leaf.size;
   }
 
   std::optional<double> norm;
   bool skip = false;
   {
     std::optional<py::gil_scoped_release> release;
-    if (bytes >= release_gil_from_bytes) release.emplace();
+    if (elements >= release_gil_from_elements) release.emplace();
     double scale = 1 / loss_scale;
     if (max_norm || skip_nonfinite) {
       const GradientSum gradient = gradient_norm(settings, tasks_);
@@ -469,7 +499,7 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
     }
     if (!skip) {
       for (Batch& batch : batches_) {
-        batch.coefficients[batch.grad_scale] *= scale;
+        batch.coefficients.value[batch.grad_scale] *= scale;
       }
       update(settings, tasks_);
     }
@@ -479,7 +509,7 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
     ++skipped_steps;
   } else {
     ++steps;
-    for (const size_t index : stepped_) ++counts_.mutable_data()[index];
+    for (const size_t index : stepped_) ++counts[index];
   }
   return norm;
 }

@@ -38,8 +38,12 @@ class Plan {
   // From now on the array of this index is stepped by this rule, with this state.
   void bind(size_t index, const std::string& rule, const std::vector<py::array>& state);
 
-  // Steps all arrays that have a gradient, or none. `fold(group, t)` returns the coefficients of a
-  // group's t-th step. Returns the global norm of the gradients where it was needed.
+  // The coefficients of a group's rule that do not change from step to step.
+  void set_constants(int group, const std::string& rule, const py::dict& values);
+
+  // Steps all arrays that have a gradient, or none. `fold(group, t)` returns the other coefficients
+  // of a group's t-th step, as a dict. Returns the global norm of the gradients where it was
+  // needed.
   std::optional<double> step(const Settings& settings, py::handle params, py::handle grads,
                              py::handle fold, double loss_scale, std::optional<double> max_norm,
                              bool skip_nonfinite);
@@ -48,11 +52,16 @@ class Plan {
   std::int64_t skipped_steps = 0;
 
  private:
+  static constexpr size_t max_coefficients = 16;
   struct Rule {
     std::vector<py::str> names;  // of the coefficients
     size_t grad_scale = 0;       // the one that the loss scale and clipping change
     size_t state_count = 0;
     size_t update[2] = {};  // row of the kernel table, by Dtype
+  };
+  struct Coefficients {
+    double value[max_coefficients] = {};
+    unsigned given = 0;  // a bit for each
   };
   struct Leaf {
     std::string name;
@@ -62,6 +71,8 @@ class Plan {
     py::object grad;  // during a step
     Seen seen_param, seen_grad;
     const Rule* rule = nullptr;
+    Dtype dtype = Dtype::float32;
+    index_t size = 0;
     std::vector<py::array> state;
     std::vector<void*> streams;  // gradient, parameter, state...
     bool layout_known = false;
@@ -71,7 +82,7 @@ class Plan {
     int group;
     std::int64_t t;
     size_t grad_scale;
-    std::vector<double> coefficients;
+    Coefficients coefficients;
   };
   struct Write {
     Extent extent;
@@ -86,7 +97,8 @@ class Plan {
   void check_overlap();
   static void find_layout(Leaf& leaf);
   const Rule& find_rule(const std::string& name);
-  size_t find_batch(py::handle fold, const Leaf& leaf, std::int64_t t);
+  const Batch& find_batch(py::handle fold, const Leaf& leaf, std::int64_t t);
+  void set_coefficients(Coefficients& coefficients, const Rule& rule, py::handle values) const;
   std::string where(const char* argument, const std::string& name) const;
 
   std::string caller_;
@@ -95,8 +107,9 @@ class Plan {
   Tree tree_;
   std::vector<Leaf> leaves_;
   std::map<std::string, Rule> rules_;
-  py::array_t<std::int64_t> counts_;  // completed steps of every array
-  std::vector<Write> writes_;         // parameters and state, by address
+  std::vector<Coefficients> constants_;  // by group
+  py::array_t<std::int64_t> counts_;     // completed steps of every array
+  std::vector<Write> writes_;            // parameters and state, by address
   bool writes_known_ = false;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from fastopt import curvature
 from fastopt.curvature import CriticalPoint, critical_point, escape, hessian
 
@@ -58,6 +59,20 @@ def test_hessian_of_a_network_is_the_one_of_its_loss() -> None:
     matrix = hessian(lambda w: x.T @ sigmoid(w), w)
     np.testing.assert_allclose(matrix, x.T @ (x * (s * (1 - s))[:, None]), atol=1e-9)
     assert w.dtype == np.float32
+
+
+@pytest.mark.parametrize("k", [None, 1])
+def test_step_scales_with_the_parameters(k: int | None) -> None:
+    # L = sum x^3 / 6, H = diag(x). The rounding error of a fixed step would be 1e-5 of it.
+    x = np.array([-1e6, 3e6, 4e6])
+    np.testing.assert_allclose(hessian(lambda x: x**2 / 2, x), np.diag(x), atol=1e-3)
+    point = critical_point(lambda x: x**2 / 2, x, k=k)
+    np.testing.assert_allclose(point.eigenvalues[[0, -1]], x[[0, -1]], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("relative", "kind"), [(0.9e-6, "degenerate"), (1.1e-6, "minimum")])
+def test_zero_tolerance(relative: float, kind: str) -> None:
+    assert critical_point(lambda x: np.array([5, 5 * relative]) * x, np.zeros(2)).kind == kind
 
 
 @pytest.mark.parametrize("k", [None, 1, 2])
@@ -151,14 +166,15 @@ LARGE = curvature.DENSE_LIMIT + 200
 )
 def test_large_problems_by_lanczos(spectrum: Any, kind: str, ratio: float) -> None:
     gradient = quadratic(spectrum)
+    centre = np.random.default_rng(1).standard_normal(LARGE)  # so that gradients are rounded
     calls = 0
 
     def counted(x: Any) -> Any:
         nonlocal calls
         calls += 1
-        return gradient(x)
+        return gradient(x - centre)
 
-    point = critical_point(counted, np.zeros(LARGE))
+    point = critical_point(counted, centre)
     assert point.kind == kind
     np.testing.assert_equal(point.minimum_ratio, ratio)
     ends = np.sort(spectrum)[[*range(6), *range(-6, 0)]]

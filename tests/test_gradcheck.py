@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from fastopt.gradcheck import EPS, THRESHOLD, check_gradient
 
 

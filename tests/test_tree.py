@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastopt import _tree
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from fastopt import _tree
 
 leaves = hnp.arrays(
     st.sampled_from([np.float32, np.float64]),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from fastopt import _core
 
@@ -116,7 +116,7 @@ def _changed(where: str, config: Config, options: Mapping[str, Any]) -> Config:
     for name, value in options.items():
         if value is not None:
             values[name] = _CHECKS[name](value, f"{where}: {name}")
-    return Config(**values)  # type: ignore[typeddict-item]
+    return cast(Config, values)
 
 
 def get_config() -> Config:

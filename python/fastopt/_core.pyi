@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,6 +14,29 @@ def supported_isas() -> list[str]: ...
 def rules() -> dict[str, tuple[list[str], list[str]]]: ...
 def set_global_settings(settings: Settings, /) -> None: ...
 def current_settings() -> Settings: ...
+def exp(x: NDArray[Any]) -> NDArray[Any]: ...
+def log(x: NDArray[Any]) -> NDArray[Any]: ...
+def softmax(
+    caller: str, x: NDArray[Any], axis: int, logarithm: bool, out: NDArray[Any] | None
+) -> NDArray[Any]: ...
+def softmax_cross_entropy(
+    caller: str,
+    logits: NDArray[Any],
+    labels: NDArray[Any],
+    label_smoothing: float,
+    weight: NDArray[Any] | None,
+    ignore_index: int | None,
+    reduction: str,
+    out: NDArray[Any] | None,
+) -> tuple[float | NDArray[Any], NDArray[Any]]: ...
+def residual(
+    caller: str,
+    name: str,
+    factor: float,
+    x: NDArray[Any],
+    target: NDArray[Any] | None,
+    out: NDArray[Any] | None,
+) -> tuple[float, NDArray[Any]]: ...
 
 class Settings:
     def __init__(self, isa: str, num_threads: int, flush_denormals: bool) -> None: ...
@@ -41,11 +64,12 @@ class Plan:
     @property
     def isa(self) -> str: ...
     def bind(self, index: int, rule: str, state: list[NDArray[Any]]) -> None: ...
+    def set_constants(self, group: int, rule: str, values: dict[str, float]) -> None: ...
     def step(
         self,
         params: Any,
         grads: Any,
-        fold: Callable[[int, int], Mapping[str, float]],
+        fold: Callable[[int, int], dict[str, float]],
         loss_scale: float,
         max_norm: float | None,
         skip_nonfinite: bool,

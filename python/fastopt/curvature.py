@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ._tree import Tree, Vector, flatten, flatten_like, named_arrays, unflatten
+from fastopt._tree import Tree, Vector, flatten, flatten_like, named_arrays, unflatten
 
 __all__ = [
     "DENSE_LIMIT",
@@ -166,7 +166,7 @@ def critical_point(
     ImportError
         If Lanczos iterations are called for and SciPy (``fastopt[curvature]``) is missing.
     scipy.sparse.linalg.ArpackNoConvergence
-        If the ends of the spectrum are too crowded to be told apart.
+        If an end of the spectrum is too crowded for 1000 restarts of the Lanczos iteration.
 
     References
     ----------
@@ -353,6 +353,7 @@ def _lanczos(gradient: Callable[[Vector], Vector], point: Vector, k: int) -> tup
         v0=start,
         ncv=min(point.size, 4 * k + 20),
         tol=ZERO_TOLERANCE / 4,
+        maxiter=1000,
     )
     order = np.argsort(eigenvalues)
     return eigenvalues[order] - shift, eigenvectors[:, order]

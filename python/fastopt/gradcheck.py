@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ._tree import Tree, Vector, flatten, flatten_like, named_arrays, unflatten
+from fastopt._tree import Tree, Vector, flatten, flatten_like, named_arrays, unflatten
 
 __all__ = ["EPS", "THRESHOLD", "GradientCheck", "WorstEntry", "check_gradient"]
 

@@ -154,8 +154,12 @@ class Optimizer:
         """The name of the kernel."""
         raise NotImplementedError
 
+    def _constants(self, options: Mapping[str, Any]) -> dict[str, float]:
+        """The kernel's coefficients that do not change from step to step, by name."""
+        raise NotImplementedError
+
     def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
-        """The kernel's coefficients in the t-th step (from 1 on), by name."""
+        """The others, in the t-th step (from 1 on)."""
         raise NotImplementedError
 
     def _initial(self, state: str, options: Mapping[str, Any]) -> float:
@@ -521,6 +525,7 @@ class Optimizer:
         """Gives a group these hyper-parameters; states go by name, and new ones are filled."""
         assert self._plan is not None
         rule = self._rule(options)
+        self._plan.set_constants(group._index, rule, self._constants(options))
         if rule == group._rule:
             group._options = options
             return

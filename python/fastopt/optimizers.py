@@ -122,13 +122,17 @@ class SGD(Optimizer):
             return "sgd"
         return "sgd_nesterov" if options["nesterov"] else "sgd_momentum"
 
-    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
-        coefficients = {**_common(options), "lr": lr}
+    def _constants(self, options: Mapping[str, Any]) -> dict[str, float]:
+        constants = _common(options)
         if options["momentum"] != 0.0:
-            undamped = t == 1 and not options["zero_start"]
-            coefficients["momentum"] = options["momentum"]
-            coefficients["one_minus_dampening"] = 1.0 if undamped else 1 - options["dampening"]
-        return coefficients
+            constants["momentum"] = options["momentum"]
+        return constants
+
+    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
+        if options["momentum"] == 0.0:
+            return {"lr": lr}
+        undamped = t == 1 and not options["zero_start"]
+        return {"lr": lr, "one_minus_dampening": 1.0 if undamped else 1 - options["dampening"]}
 
 
 class Adagrad(Optimizer):
@@ -210,12 +214,13 @@ class Adagrad(Optimizer):
     def _initial(self, state: str, options: Mapping[str, Any]) -> float:
         return float(options["initial_accumulator_value"])
 
+    def _constants(self, options: Mapping[str, Any]) -> dict[str, float]:
+        return {**_common(options), "eps": options["eps"]}
+
     def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
         return {
-            **_common(options),
             "lr": lr / (1 + (t - 1) * options["lr_decay"]),
             "mean_factor": 1 / t if options["root_mean_square"] else 1.0,
-            "eps": options["eps"],
         }
 
 
@@ -304,15 +309,17 @@ class RMSprop(Optimizer):
         centered = "_centered" if options["centered"] else ""
         return f"rmsprop{centered}" + ("_momentum" if options["momentum"] != 0.0 else "")
 
-    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
+    def _constants(self, options: Mapping[str, Any]) -> dict[str, float]:
         return {
             **_common(options),
-            "lr": lr,
             "alpha": options["alpha"],
             "one_minus_alpha": 1 - options["alpha"],
             "eps": options["eps"],
             "momentum": options["momentum"],
         }
+
+    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
+        return {"lr": lr}
 
 
 class Adadelta(Optimizer):
@@ -378,14 +385,16 @@ class Adadelta(Optimizer):
     def _rule(self, options: Mapping[str, Any]) -> str:
         return "adadelta"
 
-    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
+    def _constants(self, options: Mapping[str, Any]) -> dict[str, float]:
         return {
             **_common(options),
-            "lr": lr,
             "rho": options["rho"],
             "one_minus_rho": 1 - options["rho"],
             "eps": options["eps"],
         }
+
+    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
+        return {"lr": lr}
 
 
 class Adam(Optimizer):
@@ -460,19 +469,23 @@ class Adam(Optimizer):
     def _rule(self, options: Mapping[str, Any]) -> str:
         return "adam_amsgrad" if options["amsgrad"] else "adam"
 
-    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
+    def _constants(self, options: Mapping[str, Any]) -> dict[str, float]:
         beta1, beta2 = options["betas"]
         return {
-            "grad_scale": -1.0 if options["maximize"] else 1.0,
-            "weight_decay": options["weight_decay"],
-            "decay": 1.0,
+            **_common(options),
             "beta1": beta1,
             "one_minus_beta1": 1 - beta1,
             "beta2": beta2,
             "one_minus_beta2": 1 - beta2,
+            "eps": options["eps"],
+        }
+
+    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
+        beta1, beta2 = options["betas"]
+        return {
+            "decay": 1.0,
             "step_size": lr / (1 - beta1**t),
             "root_correction": 1 / math.sqrt(1 - beta2**t),
-            "eps": options["eps"],
         }
 
 
@@ -520,8 +533,10 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
 
+    def _constants(self, options: Mapping[str, Any]) -> dict[str, float]:
+        return {**super()._constants(options), "weight_decay": 0.0}
+
     def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
         coefficients = super()._coefficients(options, lr, t)
-        coefficients["weight_decay"] = 0.0
         coefficients["decay"] = 1 - lr * options["weight_decay"]
         return coefficients

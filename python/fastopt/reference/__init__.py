@@ -7,6 +7,19 @@ the kernels bit for bit when subnormals are preserved
 (``fastopt.set_config(denormals="preserve")``).
 """
 
-from fastopt.reference.optimizers import adadelta, adagrad, adam, adamw, rmsprop, sgd
+from fastopt.reference.losses import log_softmax, mse, softmax, softmax_cross_entropy
+from fastopt.reference.optimizers import adadelta, adagrad, adam, adamw, ema, rmsprop, sgd
 
-__all__ = ["adadelta", "adagrad", "adam", "adamw", "rmsprop", "sgd"]
+__all__ = [
+    "adadelta",
+    "adagrad",
+    "adam",
+    "adamw",
+    "ema",
+    "log_softmax",
+    "mse",
+    "rmsprop",
+    "sgd",
+    "softmax",
+    "softmax_cross_entropy",
+]

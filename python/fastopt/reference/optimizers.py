@@ -11,19 +11,18 @@ numbers are rounded to that dtype when they meet an array.
 from __future__ import annotations
 
 from math import sqrt
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-T = TypeVar("T", np.float32, np.float64)
-Arrays: TypeAlias = "tuple[NDArray[T], ...]"
+Array: TypeAlias = NDArray[Any]
 
 
 def sgd(
-    p: NDArray[T],
-    g: NDArray[T],
-    momentum_buffer: NDArray[T] | None = None,
+    p: Array,
+    g: Array,
+    momentum_buffer: Array | None = None,
     *,
     t: int,
     lr: float,
@@ -33,7 +32,7 @@ def sgd(
     nesterov: bool = False,
     maximize: bool = False,
     zero_start: bool = False,
-) -> Arrays[T]:
+) -> tuple[Array, ...]:
     """
     One step of `fastopt.SGD`: v = momentum v + (1 - dampening) g, p = p - lr v.
 
@@ -56,9 +55,9 @@ def sgd(
 
 
 def adagrad(
-    p: NDArray[T],
-    g: NDArray[T],
-    sum: NDArray[T],
+    p: Array,
+    g: Array,
+    sum: Array,
     *,
     t: int,
     lr: float,
@@ -68,7 +67,7 @@ def adagrad(
     maximize: bool = False,
     root_mean_square: bool = False,
     initial_accumulator_value: float = 0.0,
-) -> Arrays[T]:
+) -> tuple[Array, ...]:
     """
     One step of `fastopt.Adagrad`: s = s + g^2, p = p - lr g / (sqrt(s) + eps).
 
@@ -89,11 +88,11 @@ def adagrad(
 
 
 def rmsprop(
-    p: NDArray[T],
-    g: NDArray[T],
-    square_avg: NDArray[T],
-    grad_avg: NDArray[T] | None = None,
-    momentum_buffer: NDArray[T] | None = None,
+    p: Array,
+    g: Array,
+    square_avg: Array,
+    grad_avg: Array | None = None,
+    momentum_buffer: Array | None = None,
     *,
     t: int,
     lr: float,
@@ -103,7 +102,7 @@ def rmsprop(
     momentum: float = 0.0,
     centered: bool = False,
     maximize: bool = False,
-) -> Arrays[T]:
+) -> tuple[Array, ...]:
     """
     One step of `fastopt.RMSprop`: v = alpha v + (1 - alpha) g^2, p = p - lr g / (sqrt(v) + eps).
 
@@ -132,10 +131,10 @@ def rmsprop(
 
 
 def adadelta(
-    p: NDArray[T],
-    g: NDArray[T],
-    square_avg: NDArray[T],
-    acc_delta: NDArray[T],
+    p: Array,
+    g: Array,
+    square_avg: Array,
+    acc_delta: Array,
     *,
     t: int,
     lr: float = 1.0,
@@ -143,7 +142,7 @@ def adadelta(
     eps: float = 1e-6,
     weight_decay: float = 0.0,
     maximize: bool = False,
-) -> Arrays[T]:
+) -> tuple[Array, ...]:
     """
     One step of `fastopt.Adadelta`: d = sqrt(u + eps) / sqrt(v + eps) g, p = p - lr d.
 
@@ -164,11 +163,11 @@ def adadelta(
 
 
 def adam(
-    p: NDArray[T],
-    g: NDArray[T],
-    exp_avg: NDArray[T],
-    exp_avg_sq: NDArray[T],
-    max_exp_avg_sq: NDArray[T] | None = None,
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    max_exp_avg_sq: Array | None = None,
     *,
     t: int,
     lr: float = 1e-3,
@@ -177,7 +176,7 @@ def adam(
     weight_decay: float = 0.0,
     amsgrad: bool = False,
     maximize: bool = False,
-) -> Arrays[T]:
+) -> tuple[Array, ...]:
     """
     One step of `fastopt.Adam`: p = p - lr m_hat / (sqrt(v_hat) + eps).
 
@@ -196,11 +195,11 @@ def adam(
 
 
 def adamw(
-    p: NDArray[T],
-    g: NDArray[T],
-    exp_avg: NDArray[T],
-    exp_avg_sq: NDArray[T],
-    max_exp_avg_sq: NDArray[T] | None = None,
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    max_exp_avg_sq: Array | None = None,
     *,
     t: int,
     lr: float = 1e-3,
@@ -209,7 +208,7 @@ def adamw(
     weight_decay: float = 1e-2,
     amsgrad: bool = False,
     maximize: bool = False,
-) -> Arrays[T]:
+) -> tuple[Array, ...]:
     """
     One step of `fastopt.AdamW`: Adam's, from the decayed parameter (1 - lr weight_decay) p.
 
@@ -226,17 +225,17 @@ def adamw(
 
 
 def _adam(
-    p: NDArray[T],
-    g: NDArray[T],
-    m: NDArray[T],
-    v: NDArray[T],
-    v_max: NDArray[T] | None,
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    v_max: Array | None,
     t: int,
     lr: float,
     betas: tuple[float, float],
     eps: float,
     decay: float,
-) -> Arrays[T]:
+) -> tuple[Array, ...]:
     beta1, beta2 = betas
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * (g * g)
@@ -245,3 +244,16 @@ def _adam(
     largest = v if v_max is None else np.maximum(v, v_max)
     p = decay * p - step_size * m / (np.sqrt(largest) * root_correction + eps)
     return (p, m, v) if v_max is None else (p, m, v, largest)
+
+
+def ema(p: NDArray[T], g: NDArray[T], *, decay: float) -> NDArray[T]:
+    """
+    One update of `fastopt.ExponentialMovingAverage`: the average p takes in the value g.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ema(np.zeros(1), np.array([40.0]), decay=0.75)
+    array([10.])
+    """
+    return decay * p + (1 - decay) * g

@@ -1,0 +1,216 @@
+"""Data on its way into the network: standardized features, shuffled minibatches."""
+# ruff: noqa: N801 - minibatches is made by calling its class, which therefore reads as a function
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.array_utils import normalize_axis_tuple
+
+__all__ = ["minibatches", "standardize"]
+
+Array = npt.NDArray[Any]
+Arrays = TypeVar("Arrays", bound=Array | tuple[Array, ...] | list[Array] | Mapping[Any, Array])
+
+
+def standardize(
+    x: npt.ArrayLike,
+    axis: int | tuple[int, ...] = 0,
+    mean: npt.ArrayLike | None = None,
+    std: npt.ArrayLike | None = None,
+) -> tuple[npt.NDArray[np.floating[Any]], Array, Array]:
+    """Give every feature mean 0 and standard deviation 1: ``z = (x - mean) / std``.
+
+    Mean and std are computed over axis, in float64, from x; or given, and then they should be those
+    of the training set, so that test data goes through the same transformation.
+
+    The std of a constant feature is returned as 1, so its z is 0 and not 0/0. Constant means that
+    the values differ by no more than the rounding of their dtype.
+
+    Parameters
+    ----------
+    x : array_like of real numbers
+        The data. Floating-point data keeps its dtype; integers and booleans become float64.
+    axis : int or tuple of int
+        The axis of the samples; every position along the others is a feature. ``(0, 2, 3)`` for
+        the channels of NCHW images, 1 for features in rows.
+    mean, std : array_like, optional
+        Both or neither: the statistics to use; must broadcast to the shape of x.
+
+    Returns
+    -------
+    z : ndarray
+        A new array of the shape of x.
+    mean, std : ndarray of float64
+        The statistics used; those computed have length 1 along axis, so that they broadcast.
+
+    Raises
+    ------
+    TypeError
+        x is not real.
+    ValueError
+        axis is not an axis of x or has no samples; only one of mean and std is given, it does not
+        broadcast to x, or a std is not positive (that of a constant feature must be 1).
+
+    Examples
+    --------
+    >>> train = np.array([[1.0, 7.0], [3.0, 7.0]])
+    >>> z, mean, std = standardize(train)
+    >>> z
+    array([[-1.,  0.],
+           [ 1.,  0.]])
+    >>> standardize([[5.0, 8.0]], mean=mean, std=std)[0]
+    array([[3., 1.]])
+    """
+    x = np.asarray(x)
+    if x.dtype.kind not in "fiub":
+        raise TypeError(f"standardize: x must be real numbers, got dtype {x.dtype}")
+    dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
+    wide = np.result_type(dtype, np.float64)
+    if mean is None and std is None:
+        axes = normalize_axis_tuple(axis, x.ndim, "axis")
+        if 0 in (x.shape[a] for a in axes):
+            raise ValueError(f"standardize: x has no samples along axis {axis}, shape {x.shape}")
+        # Relative to the first sample: exact for a constant, and a large mean costs no digits.
+        first = x[tuple(slice(1 if a in axes else None) for a in range(x.ndim))].astype(wide)
+        deviation = x - first
+        mean = np.asarray(first + deviation.mean(axes, keepdims=True))
+        std = np.asarray(deviation.std(axes, keepdims=True))
+        std[std <= np.finfo(dtype).eps * np.abs(mean)] = 1
+    elif mean is None or std is None:
+        given, missing = ("mean", "std") if std is None else ("std", "mean")
+        raise ValueError(f"standardize: got {given} without {missing}; give both or neither")
+    else:
+        mean, std = np.asarray(mean, wide), np.asarray(std, wide)
+        for name, value in (("mean", mean), ("std", std)):
+            try:
+                np.broadcast_to(value, x.shape)
+            except ValueError:
+                raise ValueError(
+                    f"standardize: {name} must broadcast to the shape of x, {x.shape}, "
+                    f"got shape {value.shape}"
+                ) from None
+        if not np.all(std > 0):
+            raise ValueError(f"standardize: std must be > 0 (1 for a constant), got {std.min()}")
+    z = x - mean
+    z /= std
+    return z.astype(dtype, copy=False), mean, std
+
+
+def _count_samples(arrays: Any) -> int:
+    if isinstance(arrays, np.ndarray):
+        named = {"arrays": arrays}
+    elif isinstance(arrays, Mapping):
+        named = {f"arrays[{key!r}]": array for key, array in arrays.items()}
+    elif isinstance(arrays, (tuple, list)):
+        named = {f"arrays[{i}]": array for i, array in enumerate(arrays)}
+    else:
+        raise TypeError(
+            "minibatches: arrays must be an ndarray or a tuple, list or dict of ndarrays, "
+            f"got {type(arrays).__name__}"
+        )
+    for name, array in named.items():
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"minibatches: {name} must be an ndarray, got {type(array).__name__}")
+        if array.ndim == 0:
+            raise ValueError(f"minibatches: {name} must have an axis of samples, got shape ()")
+    lengths = {name: len(array) for name, array in named.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"minibatches: arrays must have the same number of samples, got {lengths}")
+    samples = next(iter(lengths.values()), 0)
+    if samples == 0:
+        raise ValueError("minibatches: arrays must have at least one sample, got none")
+    return samples
+
+
+def _take(arrays: Any, samples: npt.NDArray[np.intp]) -> Any:
+    if isinstance(arrays, np.ndarray):
+        return arrays[samples]
+    if isinstance(arrays, Mapping):
+        return {key: array[samples] for key, array in arrays.items()}
+    batch = [array[samples] for array in arrays]
+    return batch if isinstance(arrays, list) else tuple(batch)
+
+
+class minibatches(Generic[Arrays]):
+    """Shuffled minibatches: iterate over it once per epoch, each time in a new random order.
+
+    Parameters
+    ----------
+    arrays : ndarray, or tuple, list or dict of ndarrays
+        The data, samples along the first axis, whose length is the same in all. Memory-mapped
+        arrays stay on disk: only the samples of a batch are read.
+    batch_size : int
+        Samples in a batch, >= 1. The last batch of an epoch holds what is left and may be smaller.
+    rng : numpy.random.Generator
+        Draws each epoch's order.
+    drop_last : bool
+        Leave out a last batch that is smaller than batch_size.
+
+    Yields
+    ------
+    ndarray, or tuple, list or dict of ndarrays
+        The batch, of the structure of arrays: a copy of its samples. The data set itself is never
+        copied, nor changed.
+
+    Raises
+    ------
+    TypeError
+        The arrays are not ndarrays, or rng is not a Generator (a seed is none).
+    ValueError
+        The arrays are empty or differ in length, or there is no batch in an epoch.
+
+    Examples
+    --------
+    >>> x, y = np.arange(20).reshape(10, 2), np.arange(10)
+    >>> batches = minibatches((x, y), 4, rng=np.random.default_rng(0))
+    >>> len(batches)
+    3
+    >>> for epoch in range(2):
+    ...     print([y_batch.tolist() for x_batch, y_batch in batches])
+    [[4, 6, 2, 7], [3, 5, 9, 0], [8, 1]]
+    [[2, 9, 3, 6], [0, 4, 8, 7], [5, 1]]
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        batch_size: int,
+        *,
+        rng: np.random.Generator,
+        drop_last: bool = False,
+    ) -> None:
+        self._samples = _count_samples(arrays)
+        self._arrays = arrays
+        try:
+            self._batch_size = operator.index(batch_size)
+        except TypeError:
+            raise TypeError(f"minibatches: batch_size must be an int, got {batch_size!r}") from None
+        if self._batch_size < 1:
+            raise ValueError(f"minibatches: batch_size must be >= 1, got {batch_size}")
+        if not isinstance(rng, np.random.Generator):
+            raise TypeError(
+                f"minibatches: rng must be a np.random.Generator, got {rng!r}; "
+                "np.random.default_rng(seed) makes one"
+            )
+        self._rng = rng
+        self._drop_last = drop_last
+        if len(self) == 0:
+            raise ValueError(
+                f"minibatches: drop_last=True leaves no batch: batch_size={batch_size}, "
+                f"{self._samples} samples"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        whole, rest = divmod(self._samples, self._batch_size)
+        return whole + (rest > 0 and not self._drop_last)
+
+    def __iter__(self) -> Iterator[Arrays]:
+        order = self._rng.permutation(self._samples)
+        for i in range(len(self)):
+            yield _take(self._arrays, order[i * self._batch_size : (i + 1) * self._batch_size])

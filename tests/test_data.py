@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastopt.data import minibatches, standardize
+
+rng = np.random.default_rng
+
+# standardize
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((50, 3), 0), ((3, 50), 1), ((3, 50), -1), ((6, 4, 5, 5), (0, 2, 3)), ((50,), 0)],
+)
+def test_every_feature_gets_mean_0_and_std_1(
+    shape: tuple[int, ...], axis: int | tuple[int, ...], dtype: Any
+) -> None:
+    x = rng(0).normal(3.0, 2.0, shape).astype(dtype)
+    before = x.copy()
+    z, mean, std = standardize(x, axis)
+    assert z.dtype == dtype
+    assert mean.dtype == std.dtype == np.float64
+    tolerance = 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(z.mean(axis, np.float64), 0, atol=tolerance)
+    np.testing.assert_allclose(z.std(axis, np.float64), 1, rtol=tolerance)
+    np.testing.assert_allclose(mean, x.mean(axis, np.float64, keepdims=True), rtol=1e-14)
+    np.testing.assert_allclose(std, x.std(axis, np.float64, keepdims=True), rtol=1e-14)
+    np.testing.assert_array_equal(x, before, strict=True)
+    assert not np.shares_memory(z, x)
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (3, 40)])
+def test_given_the_training_statistics_it_makes_the_same_numbers(shape: tuple[int, int]) -> None:
+    axis = shape.index(40)
+    x = rng(0).normal(5.0, 3.0, shape).astype(np.float32)
+    z, mean, std = standardize(x, axis)
+    again, same_mean, same_std = standardize(x, axis, mean=mean, std=std)
+    np.testing.assert_array_equal(again, z, strict=True)
+    np.testing.assert_array_equal(same_mean, mean)
+    np.testing.assert_array_equal(same_std, std)
+    sample = np.take(x, [7], axis)
+    np.testing.assert_array_equal(
+        standardize(sample, axis, mean=mean, std=std)[0], np.take(z, [7], axis), strict=True
+    )
+
+
+def test_plain_numbers_serve_as_statistics() -> None:
+    z, mean, std = standardize([[1.0, 2.0], [3.0, 4.0]], mean=1, std=[2, 4])
+    np.testing.assert_array_equal(z, [[0.0, 0.25], [1.0, 0.75]], strict=True)
+    assert (mean.tolist(), std.tolist()) == (1.0, [2.0, 4.0])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -7.3, 1e300, 1e-320, 3e7])
+@pytest.mark.parametrize("n", [1, 2, 1001])
+def test_a_constant_feature_becomes_0_and_its_std_1(value: float, n: int) -> None:
+    x = np.stack([np.full(n, value), np.arange(n)], axis=1)
+    z, mean, std = standardize(x)
+    np.testing.assert_array_equal(z[:, 0], 0)
+    assert (mean[0, 0], std[0, 0]) == (value, 1)
+    test = standardize([[value + 3, 0.0]], mean=mean, std=std)[0]
+    assert test[0, 0] == (value + 3) - value
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_rounding_noise_is_no_feature(dtype: Any) -> None:
+    value = dtype(0.3)
+    noise = np.where(rng(0).random(1000) < 0.5, value, np.nextafter(value, dtype(1)))
+    z, _, std = standardize(noise[:, np.newaxis])
+    assert std == 1
+    assert abs(z).max() <= np.finfo(dtype).eps
+
+
+def test_a_small_spread_around_a_large_mean_is_a_feature() -> None:
+    x = 1e9 + np.arange(1000.0) * 1e-3  # in one pass, or as float32, nothing would be left of it
+    z, mean, std = standardize(x)
+    assert std == pytest.approx(1e-3 * np.sqrt((1000**2 - 1) / 12), rel=1e-6)
+    assert mean == pytest.approx(1e9 + 0.4995, abs=1e-6)
+    np.testing.assert_allclose(z.std(), 1, rtol=1e-12)
+
+
+def test_statistics_of_float32_are_taken_in_float64() -> None:
+    x = rng(0).normal(1000.0, 1.0, (200_000, 1)).astype(np.float32)
+    z, mean, _ = standardize(x)
+    assert mean == pytest.approx(x.mean(dtype=np.float64), rel=1e-15)
+    assert abs(z.mean(dtype=np.float64)) < 1e-7
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_])
+def test_integers_become_float64(dtype: Any) -> None:
+    images = rng(0).choice(np.array([0, 3, 200]).astype(dtype), (100, 4, 4))
+    z, mean, std = standardize(images)
+    assert z.dtype == np.float64
+    expected = (images - images.mean(0)) / images.std(0)
+    np.testing.assert_allclose(z, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(standardize(images, mean=mean, std=std)[0], z)
+
+
+def test_missing_values_stay_within_their_feature() -> None:
+    x = np.array([[1.0, 2.0], [np.nan, 4.0]])
+    z, mean, std = standardize(x)
+    assert np.isnan([mean[0, 0], std[0, 0], *z[:, 0]]).all()
+    np.testing.assert_array_equal(z[:, 1], [-1, 1])
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3), st.integers(2, 50))
+def test_units_do_not_matter(offset: float, scale: float, n: int) -> None:
+    x = rng(n).standard_normal((n, 2))
+    np.testing.assert_allclose(standardize(offset + scale * x)[0], standardize(x)[0], atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: standardize(x, 2), ValueError, "axis: axis 2 is out of bounds"),
+        (lambda x: standardize(3.0), ValueError, "axis: axis 0 is out of bounds"),
+        (lambda x: standardize(x[:0]), ValueError, r"no samples along axis 0, shape \(0, 3\)"),
+        (lambda x: standardize(x + 1j), TypeError, "x must be real numbers, got dtype complex128"),
+        (lambda x: standardize([["a"]]), TypeError, "x must be real numbers, got dtype <U1"),
+        (lambda x: standardize(x, mean=0.0), ValueError, "got mean without std; give both"),
+        (lambda x: standardize(x, std=1.0), ValueError, "got std without mean; give both"),
+        (
+            lambda x: standardize(x, mean=np.zeros(4), std=1.0),
+            ValueError,
+            r"mean must broadcast to the shape of x, \(4, 3\), got shape \(4,\)",
+        ),
+        (
+            lambda x: standardize(x, mean=0.0, std=np.ones((2, 4, 3))),
+            ValueError,
+            r"std must broadcast to the shape of x, \(4, 3\), got shape \(2, 4, 3\)",
+        ),
+        (lambda x: standardize(x, mean=0, std=[1, 0, 1]), ValueError, "std must be > 0 .*, got 0"),
+        (lambda x: standardize(x, mean=0, std=-2), ValueError, "std must be > 0 .*, got -2"),
+        (lambda x: standardize(x, mean=0, std=np.nan), ValueError, "std must be > 0 .*, got nan"),
+    ],
+)
+def test_standardize_names_bad_arguments(
+    call: Callable[[Any], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call(np.arange(12.0).reshape(4, 3))
+
+
+# minibatches
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.booleans())
+def test_an_epoch_is_a_permutation_in_batches(n: int, batch_size: int, drop_last: bool) -> None:
+    if drop_last:
+        batch_size = min(batch_size, n)
+    batches = minibatches(np.arange(n), batch_size, rng=rng(0), drop_last=drop_last)
+    for _ in range(3):
+        epoch = list(batches)
+        assert len(epoch) == len(batches)
+        assert all(len(batch) == batch_size for batch in epoch[:-1])
+        seen = np.concatenate(epoch)
+        assert len(np.unique(seen)) == len(seen)
+        assert len(seen) == (n - n % batch_size if drop_last else n)
+        assert set(seen) <= set(range(n))
+
+
+def test_every_epoch_has_a_new_order_and_the_rng_decides_it() -> None:
+    def epochs(seed: int) -> list[list[int]]:
+        batches = minibatches(np.arange(30), 7, rng=rng(seed))
+        return [np.concatenate(list(batches)).tolist() for _ in range(4)]
+
+    orders = epochs(0)
+    assert orders == epochs(0)
+    assert len({tuple(order) for order in [*orders, *epochs(1)]}) == 8
+
+
+def test_the_order_is_uniform() -> None:
+    batches = minibatches(np.arange(3), 3, rng=rng(0))
+    orders = [tuple(next(iter(batches)).tolist()) for _ in range(6000)]
+    counts = [orders.count(order) for order in sorted(set(orders))]
+    np.testing.assert_allclose(counts, [1000] * 6, atol=150)
+
+
+def test_a_batch_has_the_structure_of_the_data() -> None:
+    x: npt.NDArray[Any] = np.zeros((10, 3, 2), np.float32)
+    y: npt.NDArray[Any] = np.arange(10)
+    array = next(iter(minibatches(x, 4, rng=rng(0))))
+    pair = next(iter(minibatches((x, y), 4, rng=rng(0))))
+    both = next(iter(minibatches([x, y], 4, rng=rng(0))))
+    named = next(iter(minibatches({"x": x, "y": y}, 4, rng=rng(0))))
+    assert (type(pair), type(both), type(named), list(named)) == (tuple, list, dict, ["x", "y"])
+    for x_batch in (array, pair[0], both[0], named["x"]):
+        np.testing.assert_array_equal(x_batch, x[:4], strict=True)
+    for y_batch in (pair[1], both[1], named["y"]):
+        np.testing.assert_array_equal(y_batch, pair[1], strict=True)
+        assert y_batch.shape == (4,)
+
+
+def test_samples_of_all_arrays_stay_together() -> None:
+    y = np.arange(10)
+    for x_batch, y_batch in minibatches((10.0 * y, y), 4, rng=rng(0)):
+        np.testing.assert_array_equal(x_batch, 10 * y_batch)
+
+
+def test_a_batch_is_a_copy_and_the_data_is_neither_copied_nor_changed() -> None:
+    x = np.arange(20.0)
+    x.flags.writeable = False
+    for batch in minibatches(x, 6, rng=rng(0)):
+        assert not np.shares_memory(batch, x)
+        batch[:] = -1  # would be an error in the data
+    np.testing.assert_array_equal(x, np.arange(20.0))
+
+
+def test_later_changes_of_the_data_are_seen() -> None:
+    x = np.zeros(8)
+    batches = minibatches(x, 4, rng=rng(0))
+    x[:] = 1
+    assert all((batch == 1).all() for batch in batches)
+
+
+def test_memory_mapped_data_stays_on_disk(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(100).reshape(50, 2))
+    x: npt.NDArray[Any] = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert isinstance(x, np.memmap)
+    batches = minibatches(x, 8, rng=rng(0))
+    seen = []
+    for batch in batches:
+        assert type(batch) is np.ndarray
+        seen.extend(batch.tolist())
+    assert sorted(seen) == x.tolist()
+
+
+def test_two_loops_at_once_do_not_disturb_each_other() -> None:
+    batches = minibatches(np.arange(9), 2, rng=rng(0))
+    pairs = list(zip(batches, batches, strict=True))
+    for side in zip(*pairs, strict=True):
+        assert sorted(np.concatenate(side)) == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
+        ({"batch_size": 2.0}, TypeError, "batch_size must be an int, got 2.0"),
+        (
+            {"batch_size": 11, "drop_last": True},
+            ValueError,
+            "drop_last=True leaves no batch: batch_size=11, 10 samples",
+        ),
+        ({"rng": 0}, TypeError, r"rng must be a np.random.Generator, got 0; .*default_rng\(seed\)"),
+        ({"arrays": "data"}, TypeError, "arrays must be an ndarray or a tuple.* of .* got str"),
+        ({"arrays": [1.0, 2.0]}, TypeError, r"arrays\[0\] must be an ndarray, got float"),
+        (
+            {"arrays": {"x": np.zeros(3), "y": [0, 1, 2]}},
+            TypeError,
+            r"arrays\['y'\] must be an ndarray, got list",
+        ),
+        (
+            {"arrays": (np.zeros((10, 2)), np.zeros(9))},
+            ValueError,
+            r"same number of samples, got {'arrays\[0\]': 10, 'arrays\[1\]': 9}",
+        ),
+        ({"arrays": np.float64(3) * np.ones(())}, TypeError, "got float64"),
+        ({"arrays": np.array(3.0)}, ValueError, r"arrays must have an axis of samples"),
+        ({"arrays": np.zeros((0, 3))}, ValueError, "must have at least one sample, got none"),
+        ({"arrays": ()}, ValueError, "must have at least one sample, got none"),
+        ({"arrays": {}}, ValueError, "must have at least one sample, got none"),
+    ],
+)
+def test_minibatches_names_bad_arguments(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments = {"arrays": np.arange(10), "batch_size": 4, "rng": rng(0), **change}
+    with pytest.raises(error, match=message):
+        minibatches(arguments.pop("arrays"), arguments.pop("batch_size"), **arguments)
