@@ -80,7 +80,6 @@ class Guarded:
 def step_between_guards() -> None:
     streams = [Guarded(1 << 21) for _ in range(5)]  # gradient, parameter, at most three states
     by_rule = {case.optimizer(np.ones(1))._groups[0]._rule: case for case in CASES}
-    assert by_rule.keys() == _core.rules().keys()
     for rule, case in by_rule.items():
         for isa in _core.supported_isas():
             for dtype in (np.float32, np.float64):
