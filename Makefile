@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*)
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch demo bench lint wheel clean
+.PHONY: test test-torch test-exhaustive demo bench lint wheel clean
 
 # An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
 # it, so that a rebuild compiles only what changed.
@@ -22,6 +22,10 @@ test: $(VENV)/.installed
 test-torch: $(VENV)/.installed
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet 'torch==2.13.0'
 	$(BIN)/python -m pytest -m torch
+
+# The kernels' float32 exp and log on every input: minutes.
+test-exhaustive: $(VENV)/.installed
+	$(BIN)/python tests/exhaustive_exp.py
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/train_digits.py
