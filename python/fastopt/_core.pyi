@@ -29,15 +29,15 @@ def softmax_cross_entropy(
     ignore_index: int | None,
     reduction: str,
     out: NDArray[Any] | None,
-) -> tuple[float | NDArray[Any], NDArray[Any]]: ...
-def residual(
+) -> tuple[Any, NDArray[Any]]: ...
+def squared_error(
     caller: str,
-    name: str,
     factor: float,
-    x: NDArray[Any],
-    target: NDArray[Any] | None,
+    prediction: NDArray[Any],
+    target: NDArray[Any],
     out: NDArray[Any] | None,
 ) -> tuple[float, NDArray[Any]]: ...
+def squares(where: str, factor: float, x: NDArray[Any]) -> tuple[float, NDArray[Any]]: ...
 
 class Settings:
     def __init__(self, isa: str, num_threads: int, flush_denormals: bool) -> None: ...
