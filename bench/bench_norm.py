@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import fastopt
 import numpy as np
 import torch
+
+import fastopt
 
 Call = Callable[[], Any]
 

@@ -125,9 +125,9 @@ struct Tail {
 // its elements of the array x, keep(v) makes those zero that are not to be counted. `ahead` is
 // where the next elements will be read, from the same place in the run on.
 template <class T, class Add>
-void each_lane(index_t n, const Tail<T>& tail, Add add) {
+void each_lane(index_t n, const Tail<T>& tail, Add add, index_t begin = 0) {
   constexpr index_t width = width_of<T>;
-  for (index_t i = 0; i < tail.begin; i += lanes_of<T>) {
+  for (index_t i = begin; i < tail.begin; i += lanes_of<T>) {
     for (index_t r = 0; r < registers; ++r) {
       add(
           r, [=](const T* x) { return load<Vector<T>>(x + i + r * width); },
@@ -214,15 +214,43 @@ void moments_of(const T* x, Runs runs, bool centered, double* mean, double* m2) 
       }
       center = T(sum.total() / double(first * n));
     }
+    // Four squares are added before they meet a long sum: inputs with few bits left of their mean
+    // have squares that are 0 or 1 modulo 4, and rounding would always go down.
     Sums<T> sum, square;
-    for (index_t run = 0; run < count; ++run) {
-      const T* const from = x + begin + run * runs.stride;
-      each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto prefetch) {
-        prefetch(from + ahead);
-        const Vector<T> d = keep(value(read(from)) - center);
-        sum.part[r] += d;
-        square.part[r] += d * d;
+    const auto add_four = [&](index_t r, Vector<T> a, Vector<T> b, Vector<T> c, Vector<T> d) {
+      sum.part[r] += (a + b) + (c + d);
+      square.part[r] += (a * a + b * b) + (c * c + d * d);
+    };
+    const index_t stride = runs.stride, lanes = lanes_of<T>;
+    const T* from = x + begin;
+    index_t run = 0, i = 0;
+    for (; run + 4 <= count; run += 4, from += 4 * stride) {
+      each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto) {
+        const auto d = [&](index_t k) { return keep(value(read(from + k * stride)) - center); };
+        add_four(r, d(0), d(1), d(2), d(3));
       });
+    }
+    if (count == 1) {
+      for (; i + 4 * lanes <= n; i += 4 * lanes) {
+        for (index_t r = 0; r < registers; ++r) {
+          const auto d = [&](index_t k) {
+            const T* const at = from + i + k * lanes + r * width_of<T>;
+            if (r * vector_bytes % line_bytes == 0) __builtin_prefetch(at + ahead);
+            return value(load<Vector<T>>(at)) - center;
+          };
+          add_four(r, d(0), d(1), d(2), d(3));
+        }
+      }
+    }
+    for (; run < count; ++run, from += stride) {
+      each_lane<T>(
+          n, tail,
+          [&](index_t r, auto read, auto keep, auto) {
+            const Vector<T> d = keep(value(read(from)) - center);
+            sum.part[r] += d;
+            square.part[r] += d * d;
+          },
+          i);
     }
     const double elements = double(count * n);
     double block_mean = 0, block_m2 = square.total();

@@ -21,7 +21,7 @@ TOLERANCE = {F32: 2e-6, F64: 2e-14}
 
 # One for every walk and tail: columns in slices and in rows, slabs, planes in chunks.
 SHAPES = [
-    (2, 3), (7, 17), (130, 70), (300, 260), (5000, 301),
+    (4, 3), (7, 17), (130, 70), (300, 260), (5000, 301),
     (3, 5, 1), (4, 3, 7), (2, 6, 33), (2, 5, 31, 2), (8, 6, 7, 7), (2, 3, 2, 3, 4), (3, 6, 1100),
     (9, 3, 290, 270),
 ]  # fmt: skip
@@ -101,8 +101,8 @@ def test_batch_norm_is_the_reference(isa: str, shape: tuple[int, ...], dtype: An
                 assert name in ("dgamma", "dbeta")
                 assert not option["affine"]
             elif option["activation"] is None or np.array_equal(got == 0, y == 0):
-                # Two values: the parts of dx cancel.
-                assert_close(one, other, dtype, 200 if count < 4 else 5)
+                # The parts of dx cancel where a channel has few values.
+                assert_close(one, other, dtype, 50 if count < 8 else 5)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -306,7 +306,9 @@ def test_batch_renorm_gradients() -> None:
 # --- accuracy ---
 
 
-@pytest.mark.parametrize("shape", [(10**6, 3), (100, 3, 10**4), (1, 3, 10**6)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(10**6, 3), (100, 3, 10**4), (1, 3, 10**6), (20000, 3, 49)], ids=str
+)
 def test_statistics_of_a_million_values_far_from_zero(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).normal(1e4, 1, shape).astype(F32)
     y, saved = fastopt.batch_norm(x, training=True)
@@ -347,7 +349,7 @@ def test_what_is_not_finite_stays_in_its_channel(shape: tuple[int, ...], bad: fl
     clean, _ = fastopt.batch_norm(p.x, training=True)
     p.x[1, 2] = bad
     y, saved = fastopt.batch_norm(p.x, training=True)
-    dx, dgamma, _ = fastopt.batch_norm_backward(p.dy, saved)[:3]
+    dx = fastopt.batch_norm_backward(p.dy, saved)[0]
     others = np.arange(shape[1]) != 2
     assert np.isnan(y[:, 2]).all()
     assert y[:, others].tobytes() == clean[:, others].tobytes()
