@@ -43,6 +43,11 @@ void store(T* to, V value) {
   }
 }
 
+// Into the second cache: rows a power of two apart would push each other out of the first one.
+inline void prefetch_to_l2(const void* data) {
+  __builtin_prefetch(data, 0, 2);
+}
+
 // Streamed stores become visible to other threads.
 inline void end_of_stream() {
 #if defined(__SSE2__)
@@ -133,7 +138,7 @@ void each_lane(index_t n, const Tail<T>& tail, Add add, index_t begin = 0) {
           r, [=](const T* x) { return load<Vector<T>>(x + i + r * width); },
           [](Vector<T> v) { return v; },
           [=](const T* x) {
-            if (r * vector_bytes % line_bytes == 0) __builtin_prefetch(x + i + r * width);
+            if (r * vector_bytes % line_bytes == 0) prefetch_to_l2(x + i + r * width);
           });
     }
   }
@@ -235,7 +240,7 @@ void moments_of(const T* x, Runs runs, bool centered, double* mean, double* m2) 
         for (index_t r = 0; r < registers; ++r) {
           const auto d = [&](index_t k) {
             const T* const at = from + i + k * lanes + r * width_of<T>;
-            if (r * vector_bytes % line_bytes == 0) __builtin_prefetch(at + ahead);
+            if (r * vector_bytes % line_bytes == 0) prefetch_to_l2(at + ahead);
             return value(load<Vector<T>>(at)) - center;
           };
           add_four(r, d(0), d(1), d(2), d(3));
@@ -411,11 +416,11 @@ void gradient_apply(const Backward& b, Runs runs, index_t coefficient_stride) {
 // Sums in T are moved to double after this many rows.
 constexpr index_t block_rows = 64;
 
-// How far ahead to prefetch, in elements: whole groups of four rows.
+// How far ahead to prefetch, in elements: whole groups of four rows, each as far as a stream.
 template <class T>
 index_t rows_ahead(index_t stride) {
   const index_t group = 4 * stride * index_t(sizeof(T));
-  return (prefetch_bytes + group - 1) / group * (4 * stride);
+  return (4 * prefetch_bytes + group - 1) / group * (4 * stride);
 }
 
 // Calls visit(row, Flag) for groups of four rows (true) and then single ones.
@@ -457,7 +462,7 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
       map<T, false>(columns, sum, [=]<class V>(index_t c) {
         V d[count];
         for (index_t k = 0; k < count; ++k) {
-          __builtin_prefetch(row + k * stride + c + ahead);
+          prefetch_to_l2(row + k * stride + c + ahead);
           d[k] = load<V>(row + k * stride + c) - load<V>(center + c);
         }
         if constexpr (four) {
@@ -551,8 +556,8 @@ void column_gradient_sums(const Backward& b, index_t rows, index_t stride, index
               V g[count], gd[count];
               for (index_t k = 0; k < count; ++k) {
                 const index_t i = c + k * stride;
-                __builtin_prefetch(x + i + ahead);
-                __builtin_prefetch(dy + i + ahead);
+                prefetch_to_l2(x + i + ahead);
+                prefetch_to_l2(dy + i + ahead);
                 const V d = load<V>(x + i) - load<V>(center + c);
                 if constexpr (relu) {
                   g[k] = through<T, relu, from_y>(load<V>(dy + i), d, y + i, load<V>(scale + c),

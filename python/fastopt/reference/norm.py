@@ -231,7 +231,8 @@ def layer_norm(
     array([[-1.,  1.]])
     """
     xhat, _ = _xhat(x, tuple(range(-len(normalized_shape), 0)), eps)
-    return xhat * (1 if gamma is None else gamma) + (0 if beta is None else beta)
+    y: Array = xhat * (1 if gamma is None else gamma) + (0 if beta is None else beta)
+    return y
 
 
 def layer_norm_backward(
