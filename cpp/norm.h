@@ -518,6 +518,7 @@ void column_apply(const Forward& f, index_t rows, index_t stride, index_t column
       [&](auto relu, auto with_residual, auto stream) {
         map_columns<T, stream>(
             rows, stride, columns, static_cast<T*>(f.y), [=]<class V>(index_t i, index_t c) {
+              if constexpr (stream) __builtin_prefetch(x + i + ahead);
               V y =
                   (load<V>(x + i) - load<V>(center + c)) * load<V>(scale + c) + load<V>(shift + c);
               if constexpr (with_residual) y += load<V>(residual + i);

@@ -19,14 +19,15 @@ MaybeArray: TypeAlias = "NDArray[Any] | None"
 
 def _xhat(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Array]:
     """x with mean 0 and variance 1 over the axes, and 1 / sqrt(var + eps)."""
-    inverse = 1 / np.sqrt(x.var(axes, keepdims=True) + eps)
+    inverse: Array = 1 / np.sqrt(x.var(axes, keepdims=True) + eps)
     return (x - x.mean(axes, keepdims=True)) * inverse, inverse
 
 
 def _dx(g: Array, xhat: Array, inverse: Array, axes: tuple[int, ...]) -> Array:
     """The gradient of x from that of xhat, g."""
     projection = (g * xhat).mean(axes, keepdims=True)
-    return inverse * (g - g.mean(axes, keepdims=True) - xhat * projection)
+    dx: Array = inverse * (g - g.mean(axes, keepdims=True) - xhat * projection)
+    return dx
 
 
 def _channel(a: MaybeArray, ndim: int, axis: int, default: float) -> Any:
