@@ -52,7 +52,7 @@ class Problem:
         return getattr(self, name).astype(F64)
 
 
-OPTIONS = [
+OPTIONS: list[dict[str, Any]] = [
     {"affine": affine, "activation": activation, "residual": residual, "training": training}
     for affine in (True, False)
     for activation in (None, "relu")
@@ -110,7 +110,7 @@ def test_batch_norm_is_the_reference(isa: str, shape: tuple[int, ...], dtype: An
 def test_other_norms_are_the_reference(isa: str, shape: tuple[int, ...], dtype: Any) -> None:
     p = Problem(shape, dtype)
     x, dy, gamma, beta = (p.double(name) for name in ("x", "dy", "gamma", "beta"))
-    affine = {"gamma": p.gamma, "beta": p.beta}
+    affine: dict[str, Any] = {"gamma": p.gamma, "beta": p.beta}
     groups = [1, 2, shape[1]] if math.prod(shape[2:]) > 1 else [2]
     for group in groups:
         y, saved = fastopt.group_norm(p.x, group, **affine)
@@ -385,7 +385,7 @@ def test_zero_size() -> None:
         (fastopt.group_norm, fastopt.group_norm_backward, (3,)),
         (fastopt.instance_norm, fastopt.instance_norm_backward, ()),
     ):
-        y, saved = forward(empty, *extra)  # type: ignore[operator]
+        y, saved = forward(empty, *extra)
         assert y.shape == (0, 3, 4)
         assert backward(y, saved)[0].shape == (0, 3, 4)
     no_channels, _ = fastopt.batch_norm(np.empty((4, 0), F32), training=True)
@@ -438,7 +438,7 @@ def test_channels_last_in_either_spelling_has_the_same_bits() -> None:
 @pytest.mark.parametrize("shape", [(20, 6), (4, 6, 5), (6000, 200), (9, 3, 290, 270)], ids=str)
 def test_out(shape: tuple[int, ...]) -> None:
     p = Problem(shape, F32)
-    running = {"running_mean": p.mean, "running_var": p.var}
+    running: dict[str, Any] = {"running_mean": p.mean, "running_var": p.var}
     expected, saved = fastopt.batch_norm(p.x, training=True, residual=p.residual)
     out = np.full_like(p.x, np.nan)
     y, _ = fastopt.batch_norm(p.x, training=True, residual=p.residual, out=out)
@@ -697,8 +697,9 @@ def test_errors_are_not_above_torchs(shape: tuple[int, ...], mean: float) -> Non
     expected, _, _ = reference.batch_norm(p.double("x"), p.double("gamma"), p.double("beta"))
     gradients = reference.batch_norm_backward(p.double("dy"), p.double("x"), p.double("gamma"))
     tensors = [torch.from_numpy(a).requires_grad_() for a in (p.x, p.gamma, p.beta)]
-    ty = torch.nn.functional.batch_norm(tensors[0], None, None, *tensors[1:], training=True)
-    ty.backward(torch.from_numpy(p.dy))
+    tx, tgamma, tbeta = tensors
+    ty = torch.nn.functional.batch_norm(tx, None, None, tgamma, tbeta, training=True)
+    torch.autograd.backward([ty], [torch.from_numpy(p.dy)])
     theirs = [ty.detach().numpy(), *(t.grad.numpy() for t in tensors if t.grad is not None)]
     for ours, other, exact in zip(
         (y, dx, dgamma, dbeta), theirs, (expected, *gradients), strict=False

@@ -12,10 +12,10 @@ import fastopt
 from fastopt import reference
 
 RNG = np.random.default_rng(0)
-V = RNG.normal(size=(4, 3, 2))
-G = RNG.normal(size=4)
-W = RNG.normal(size=V.shape)
-U = RNG.normal(size=4)
+V: Any = RNG.normal(size=(4, 3, 2))
+G: Any = RNG.normal(size=4)
+W: Any = RNG.normal(size=V.shape)
+U: Any = RNG.normal(size=4)
 
 
 def numeric(f: Callable[[Any], float], at: Any, direction: Any) -> float:
@@ -25,7 +25,7 @@ def numeric(f: Callable[[Any], float], at: Any, direction: Any) -> float:
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_weight_norm(axis: int) -> None:
-    g = RNG.normal(size=V.shape[axis])
+    g: Any = RNG.normal(size=V.shape[axis])
     w, saved = fastopt.weight_norm(V, g, axis=axis)
     expected = reference.weight_norm(np.moveaxis(V, axis, 0), g)
     np.testing.assert_allclose(w, np.moveaxis(expected, 0, axis), rtol=1e-14)
@@ -45,7 +45,7 @@ def test_weight_norm_of_huge_values() -> None:
 
 @pytest.mark.parametrize("axis", [0, 2])
 def test_spectral_norm(axis: int) -> None:
-    u = RNG.normal(size=V.shape[axis])
+    u: Any = RNG.normal(size=V.shape[axis])
     expected, new_u = reference.spectral_norm(np.moveaxis(V, axis, 0), u, 2)
     w, _ = fastopt.spectral_norm(V, u, n_power_iterations=2, axis=axis)
     np.testing.assert_allclose(w, np.moveaxis(expected, 0, axis), rtol=1e-13)

@@ -293,7 +293,7 @@ def rms_norm_backward(
     inverse = 1 / np.sqrt((x * x).mean(axes, keepdims=True) + eps)
     xhat = x * inverse
     g = dy if gamma is None else dy * gamma
-    dx = inverse * (g - xhat * (g * xhat).mean(axes, keepdims=True))
+    dx: Array = inverse * (g - xhat * (g * xhat).mean(axes, keepdims=True))
     return dx, (dy * xhat).sum(tuple(range(x.ndim - len(normalized_shape))))
 
 
@@ -308,7 +308,8 @@ def weight_norm(v: Array, g: Array) -> Array:
     array([[6., 8.]])
     """
     norms = np.linalg.norm(v.reshape(len(v), -1), axis=1)
-    return _channel(g / norms, v.ndim, 0, 1) * v
+    w: Array = _channel(g / norms, v.ndim, 0, 1) * v
+    return w
 
 
 def spectral_norm(w: Array, u: Array, n_power_iterations: int = 1) -> tuple[Array, Array]:
