@@ -40,7 +40,7 @@ def timed(call: Call) -> float:
     return stop - start
 
 
-def compare(case: Case, seconds: float = 1.0) -> tuple[float, float]:
+def compare(case: Case, seconds: float = 0.5) -> tuple[float, float]:
     """Median times of ours and torch, interleaved."""
     for _ in range(2):
         each = timed(case.ours) + timed(case.torch)
