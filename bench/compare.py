@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -72,13 +71,14 @@ def figure(results: Sequence[Result], path: Path) -> None:
 
     threads = max(result.threads for result in results)
     results = [result for result in results if result.threads == threads]
-    colors = dict(zip(peers.PEERS, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    colors = dict(zip(peers.PEERS, plt.get_cmap("tab10").colors, strict=False))
     fig, (left, right) = plt.subplots(1, 2, figsize=(15, 10), width_ratios=[1, 1.1])
 
     by_size = [
         (result.row.moved // 28, result)
         for result in results
-        if result.row.name.startswith("AdamW, ") and len(result.row.name.split(", ")) == 2
+        if result.row.name.startswith("AdamW, ")
+        and len(result.row.name.split(", ")) == 2
         and any(digit.isdigit() for digit in result.row.name.split(", ")[1][:1])
     ]
     for peer, color in colors.items():
@@ -131,11 +131,11 @@ def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Pa
         "All candidates of a row take turns in one process. A ratio is the median over the rounds\n"
         "of another's time over fastopt's, with the quartiles: above 1, fastopt is faster. The\n"
         "floor is the fastest of several kernels that move the bytes that the job must move and\n"
-        "add one to them; its ratio is the fraction of it that fastopt reaches. GB/s counts these\n"
-        "bytes. Parameters and gradients are the same NumPy arrays for all but JAX, which owns\n"
-        "its arrays and is given them to reuse (donated buffers). \"NumPy\" is the formula in plain\n"
-        "expressions (`fastopt.reference`), \"NumPy out=\" the same in place with one scratch\n"
-        "array, \"torch\" what `torch.optim` does by default.\n\n"
+        "add one to them; its ratio is the fraction of it that fastopt reaches. GB/s counts the\n"
+        "same bytes. Parameters and gradients are the same NumPy arrays for all but JAX, which owns\n"
+        "its arrays and is given them to reuse (donated buffers). 'NumPy' is the formula in plain\n"
+        "expressions (`fastopt.reference`), 'NumPy out=' the same in place with one scratch\n"
+        "array, 'torch' what `torch.optim` does by default.\n\n"
         "![The times of the others over fastopt's](pictures/benchmarks.png)\n\n"
         "## Machine\n\n" + interleave.markdown([["what", "value"], *map(list, facts.items())])
         + "\n## Targets\n\n" + interleave.markdown([TARGETS, *lines])
@@ -196,4 +196,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", module="torch")
-    sys.exit(main())
+    main()

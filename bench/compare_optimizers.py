@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import fastopt
 import floor
-import numpy as np
 import peers
 from interleave import OURS, Candidate, Row, Target, agree
-from numpy.typing import NDArray
 
 Shapes = list[tuple[int, ...]]
 FLOORS = tuple(f"floor {ahead}" for ahead in floor.AHEAD)
@@ -181,7 +182,9 @@ def subnormal_row(optimizer: str, what: str) -> Row:
 
     states = peers.Job(optimizer, [], []).states()
     targets = (Target((normal,), round(1 / 1.2, 2), label="a step of normal numbers"),)
-    return Row(f"{optimizer}, subnormal {what}, 1 M", build, (3 + 2 * len(states)) * 4 * size, targets)
+    return Row(
+        f"{optimizer}, subnormal {what}, 1 M", build, (3 + 2 * len(states)) * 4 * size, targets
+    )
 
 
 def floor_target(at_least: float) -> Target:
@@ -196,7 +199,9 @@ def fused(at_least: float, one_thread: float | None = None) -> Target:
     return Target(("torch fused",), at_least, one_thread)
 
 
-def sizes(optimizer: str, title: str, chosen: list[int], options: Mapping[str, Any]) -> Iterator[Row]:
+def sizes(
+    optimizer: str, title: str, chosen: list[int], options: Mapping[str, Any]
+) -> Iterator[Row]:
     for size in chosen:
         targets = []
         if size >= 16 * MI:

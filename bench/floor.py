@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from interleave import Candidate
 from numpy.typing import NDArray
+
+from interleave import Candidate
 
 AHEAD = (0, 512, 1024)  # elements
 

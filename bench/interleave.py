@@ -130,9 +130,7 @@ def turn(candidate: Candidate, expected: float) -> float:
     return timed(candidate, max(1, round(SETTLE_SECONDS / expected)))
 
 
-def interleave(
-    candidates: Mapping[str, Candidate], seconds: float
-) -> dict[str, list[float]]:
+def interleave(candidates: Mapping[str, Candidate], seconds: float) -> dict[str, list[float]]:
     """
     Seconds per call of each candidate, round by round.
 
@@ -147,9 +145,7 @@ def interleave(
     gc.disable()
     for played in range(ROUNDS.stop):
         awake = [
-            name
-            for name in names
-            if played < ROUNDS.start or spent[name] < seconds / len(names)
+            name for name in names if played < ROUNDS.start or spent[name] < seconds / len(names)
         ]
         if not awake or awake == [OURS]:
             break
@@ -230,7 +226,9 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A table, its header first, padded so that it reads as plain text too."""
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     header, *body = (
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
         for line in lines
     )
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"

@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import fastopt
 import numpy as np
-from fastopt import reference
 from numpy.typing import NDArray
+
+import fastopt
+from fastopt import reference
 
 Array = NDArray[Any]
 
