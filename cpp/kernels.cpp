@@ -8,9 +8,9 @@ namespace {
 
 #include "simd.h"
 
-// Far enough for DRAM, measured on Zen 4: 512 to 1024 float32 elements; near a thread's end and in
-// the caches it costs, so short arrays go without.
-constexpr index_t prefetch_bytes = 4096;
+// How far ahead, and from which length on. Not 4096: arrays that lie alike in their pages would
+// then push the line in use out of L1.
+constexpr index_t prefetch_bytes = 2048;
 constexpr index_t prefetch_from_bytes = 1 << 20;
 
 struct Names {
@@ -28,6 +28,7 @@ constexpr int count_words(const char* text) {
   return words;
 }
 
+#include "norm.h"
 #include "optimizers.h"
 
 // The only loop over the elements of a step.
@@ -122,6 +123,12 @@ void sum_squares(double scale, const void* data, index_t n, double (*sums)[2]) {
   }
 }
 
+#include "softmax.h"
+
+template <class T>
+constexpr Softmax softmax_of{elementwise<T, exp<T>>, elementwise<T, log<T>>, softmax<T, false>,
+                             softmax<T, true>,       cross_entropy<T>,       residual<T>};
+
 template <class T>
 constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
 
@@ -151,6 +158,8 @@ constinit const Table table{
     updates.row,
     sizeof updates.row / sizeof updates.row[0],
     {{sum_squares<float>}, {sum_squares<double>}},
+    {softmax_of<float>, softmax_of<double>},
+    {norm_of<float>, norm_of<double>},
 };
 
 }  // namespace fastopt::FASTOPT_ISA

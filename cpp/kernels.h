@@ -27,12 +27,103 @@ struct SquareSum {
   void (*run)(double scale, const void* x, index_t n, double (*sums)[2]);
 };
 
+// Rows of `columns` numbers that lie one after the other, each with its target: q = class_weight at
+// the label plus base, or class_weight * probabilities + base. A row's loss is
+// sum_c q_c (log(sum(exp(logits))) - logits_c), and its gradient is multiplied by `scale`.
+struct CrossEntropy {
+  index_t columns;
+  const void* logits;
+  const long long* labels;    // 0 to columns - 1, or `ignored`
+  const void* probabilities;  // nullptr for labels
+  const void* class_weight;   // of every column
+  const void* base;           // of every column; nullptr for labels if it is zero
+  double base_sum;
+  long long ignored;
+  double scale;
+  void* losses;    // of every row
+  void* gradient;  // may be the logits
+};
+
+struct Softmax {
+  void (*exp)(const void* x, void* y, index_t n);
+  void (*log)(const void* x, void* y, index_t n);
+  void (*softmax)(const void* x, void* y, index_t rows, index_t columns);
+  void (*log_softmax)(const void* x, void* y, index_t rows, index_t columns);
+  void (*cross_entropy)(const CrossEntropy& task, index_t begin_row, index_t end_row);
+  // y = factor * (x - target), where no target is zero; with the sums of (x - target)^2 by block.
+  void (*residual)(double factor, const void* x, const void* target, void* y, index_t n,
+                   double (*sums)[2]);
+};
+
+// Where the elements of one statistic lie: `count` runs of `inner` neighbours, `stride` apart.
+struct Runs {
+  index_t count, stride, inner;
+};
+
+// y = (x - center) scale + shift, + residual, rectified. The coefficients are arrays of x's dtype.
+struct Forward {
+  const void* x;
+  const void* residual;  // or nullptr
+  void* y;
+  const void *center, *scale, *shift;
+  bool relu;
+  bool stream;  // stores pass by the caches
+};
+
+// dx = on_dy dy + on_x (x - center) + constant, where dy has come through the activation, whose
+// sign is that of y, or without y of Forward's formula.
+struct Backward {
+  const void *dy, *x, *y;
+  void *dx, *dresidual;
+  const void *center, *scale, *shift;
+  const void *on_dy, *on_x, *constant;
+  bool relu;
+  bool stream;
+};
+
+// Normalization in one dtype; norm.h says what each one does.
+struct Norm {
+  void (*moments)(const void* x, Runs runs, bool centered, double* mean, double* m2);
+  void (*apply)(const Forward& f, Runs runs, index_t coefficient_stride);
+  void (*gradient_sums)(const Backward& b, Runs runs, double* sums);
+  void (*gradient_apply)(const Backward& b, Runs runs, index_t coefficient_stride);
+  void (*column_moments)(const void* x, index_t rows, index_t stride, index_t columns, double* mean,
+                         double* m2, void* scratch);
+  void (*column_apply)(const Forward& f, index_t rows, index_t stride, index_t columns);
+  void (*column_gradient_sums)(const Backward& b, index_t rows, index_t stride, index_t columns,
+                               double* sums, double* products, void* scratch);
+  void (*column_gradient_apply)(const Backward& b, index_t rows, index_t stride, index_t columns);
+  void (*row_apply)(const Forward& f, const void* gamma, const void* beta, index_t n);
+  void (*row_gradient_sums)(const Backward& b, const void* gamma, index_t n, double* sums);
+  void (*row_gradient_apply)(const Backward& b, const void* gamma, index_t n, void* dgamma,
+                             void* dbeta);
+  void (*flush_sums)(void* values, index_t n, double* sums);
+  void (*add_sums)(index_t n, const double* from, double* to);
+  void (*round_sums)(index_t n, const double* from, void* to);
+  void (*merge)(double count_a, double* mean_a, double* m2_a, double count_b, const double* mean_b,
+                const double* m2_b, index_t n);
+  void (*move_average)(index_t n, double momentum, double factor, const double* value,
+                       void* running);
+  void (*forward_coefficients)(index_t n, double eps, const double* mean, const double* variance,
+                               const void* gamma, const void* beta, void* center, void* scale,
+                               void* shift);
+  void (*backward_coefficients)(index_t n, double eps, double count, const double* mean,
+                                const double* variance, const void* gamma, const double* sums,
+                                double* products, const void* center, void* on_dy, void* on_x,
+                                void* constant);
+  void (*group_coefficients)(index_t n, double eps, double count, double mean, double variance,
+                             const void* gamma, const double* sums, double* products, void* center,
+                             void* on_dy, void* on_x, void* constant);
+};
+
 struct Table {
   const char* isa;
   index_t vector_bytes;  // as the compiler was told
   const Update* updates;
   int update_count;
   SquareSum square_sum[2];  // by Dtype
+  Softmax softmax[2];       // by Dtype
+  Norm norm[2];             // by Dtype
 };
 
 }  // namespace fastopt

@@ -1,31 +1,17 @@
-// The Python module: settings and bound optimizers.
+// The Python module: settings, bound optimizers, and what the bind_ files add.
 #include <pybind11/stl.h>
 
 #include "dispatch.h"
 #include "parallel.h"
 #include "plan.h"
+#include "settings.h"
 
 namespace fastopt {
+
+void bind_losses(py::module_& m);
+void bind_norm(py::module_& m);
+
 namespace {
-
-// The settings of this context, else the global ones.
-class CurrentSettings {
- public:
-  CurrentSettings() {
-    PyObject* value = nullptr;
-    if (PyContextVar_Get(variable.ptr(), nullptr, &value) < 0) throw py::error_already_set();
-    if (value == nullptr) return;
-    context_ = py::reinterpret_steal<py::object>(value);
-  }
-
-  const Settings& get() const { return context_ ? py::cast<const Settings&>(context_) : global; }
-
-  static inline Settings global{};
-  static inline py::handle variable;  // never released: the module lives as long as the process
-
- private:
-  py::object context_;
-};
 
 Settings make_settings(const std::string& isa, int threads, bool flush_denormals) {
   const Table* table = find_table(isa);
@@ -105,4 +91,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
           },
           py::arg("params"), py::arg("grads"), py::arg("fold"), py::arg("loss_scale"),
           py::arg("max_norm"), py::arg("skip_nonfinite"));
+
+  bind_losses(m);
+  bind_norm(m);
 }

@@ -115,8 +115,17 @@ struct Adam {
   }
 };
 
+// The exponentially weighted average p of what g brings: grad_scale = 1 - decay.
+template <class T>
+struct Ema {
+  static constexpr Names names{"ema", "", "grad_scale decay"};
+  T grad_scale, decay;
+
+  void operator()(T g, T& p) const { p = decay * p + grad_scale * g; }
+};
+
 // All of them, for one T.
 template <class T>
 using Rules = List<Sgd<T>, SgdMomentum<T, false>, SgdMomentum<T, true>, Adagrad<T>,
                    Rmsprop<T, false, false>, Rmsprop<T, false, true>, Rmsprop<T, true, false>,
-                   Rmsprop<T, true, true>, Adadelta<T>, Adam<T, false>, Adam<T, true>>;
+                   Rmsprop<T, true, true>, Adadelta<T>, Adam<T, false>, Adam<T, true>, Ema<T>>;

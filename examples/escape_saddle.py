@@ -70,7 +70,7 @@ def draw(path: Weights, direction: Weights) -> None:
     )
     ax.plot(*path[0], "kX", markersize=10, label="saddle, with its ways out")
     ax.set(xlabel="w1", ylabel="w2", aspect="equal", title="Out of a saddle: loss (1 − w1 w2)²")
-    ax.legend(loc="lower right", framealpha=1)
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     OUTPUT.mkdir(exist_ok=True)
     figure.savefig(OUTPUT / "escape_saddle.png", dpi=150)
 

@@ -1,9 +1,32 @@
 """Training with NumPy arrays, as fast as the memory allows."""
 
-from fastopt import curvature, data, gradcheck, init, reference, schedules, tune
+from fastopt import curvature, data, gradcheck, init, losses, reference, schedules, tune
 from fastopt._config import config_context, get_config, set_config, show_config
+from fastopt.averages import ExponentialMovingAverage, exponential_moving_average
+from fastopt.layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from fastopt.norm import (
+    batch_norm,
+    batch_norm_backward,
+    batch_renorm,
+    batch_renorm_backward,
+    empty_cache,
+    group_norm,
+    group_norm_backward,
+    instance_norm,
+    instance_norm_backward,
+    layer_norm,
+    layer_norm_backward,
+    rms_norm,
+    rms_norm_backward,
+)
 from fastopt.optimizer import Optimizer
 from fastopt.optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
+from fastopt.reparametrization import (
+    spectral_norm,
+    spectral_norm_backward,
+    weight_norm,
+    weight_norm_backward,
+)
 
 __version__ = "0.1.0"
 
@@ -13,17 +36,42 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "BatchNorm",
+    "ExponentialMovingAverage",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
     "Optimizer",
+    "RMSNorm",
     "RMSprop",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_renorm",
+    "batch_renorm_backward",
     "config_context",
     "curvature",
     "data",
+    "empty_cache",
+    "exponential_moving_average",
     "get_config",
     "gradcheck",
+    "group_norm",
+    "group_norm_backward",
     "init",
+    "instance_norm",
+    "instance_norm_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "losses",
     "reference",
+    "rms_norm",
+    "rms_norm_backward",
     "schedules",
     "set_config",
     "show_config",
+    "spectral_norm",
+    "spectral_norm_backward",
     "tune",
+    "weight_norm",
+    "weight_norm_backward",
 ]

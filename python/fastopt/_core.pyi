@@ -14,6 +14,29 @@ def supported_isas() -> list[str]: ...
 def rules() -> dict[str, tuple[list[str], list[str]]]: ...
 def set_global_settings(settings: Settings, /) -> None: ...
 def current_settings() -> Settings: ...
+def exp(x: NDArray[Any]) -> NDArray[Any]: ...
+def log(x: NDArray[Any]) -> NDArray[Any]: ...
+def softmax(
+    caller: str, x: NDArray[Any], axis: int, logarithm: bool, out: NDArray[Any] | None
+) -> NDArray[Any]: ...
+def softmax_cross_entropy(
+    caller: str,
+    logits: NDArray[Any],
+    labels: NDArray[Any],
+    label_smoothing: float,
+    weight: NDArray[Any] | None,
+    ignore_index: int | None,
+    reduction: str,
+    out: NDArray[Any] | None,
+) -> tuple[float | NDArray[Any], NDArray[Any]]: ...
+def residual(
+    caller: str,
+    name: str,
+    factor: float,
+    x: NDArray[Any],
+    target: NDArray[Any] | None,
+    out: NDArray[Any] | None,
+) -> tuple[float, NDArray[Any]]: ...
 
 class Settings:
     def __init__(self, isa: str, num_threads: int, flush_denormals: bool) -> None: ...
@@ -51,3 +74,103 @@ class Plan:
         max_norm: float | None,
         skip_nonfinite: bool,
     ) -> float | None: ...
+
+Float = NDArray[Any]
+MaybeFloat = NDArray[Any] | None
+
+def batch_norm(
+    function: str,
+    x: Float,
+    outer: int,
+    channels: int,
+    inner: int,
+    gamma: MaybeFloat,
+    beta: MaybeFloat,
+    running_mean: MaybeFloat,
+    running_var: MaybeFloat,
+    residual: MaybeFloat,
+    out: MaybeFloat,
+    statistics: MaybeFloat,
+    training: bool,
+    momentum: float,
+    eps: float,
+    relu: bool,
+    unbiased: bool,
+    normalize: bool,
+    /,
+) -> tuple[Any, Float]: ...
+def batch_norm_backward(
+    function: str,
+    dy: Float,
+    x: Float,
+    outer: int,
+    channels: int,
+    inner: int,
+    gamma: MaybeFloat,
+    beta: MaybeFloat,
+    statistics: Float,
+    y: MaybeFloat,
+    out: MaybeFloat,
+    training: bool,
+    eps: float,
+    relu: bool,
+    residual: bool,
+    /,
+) -> tuple[Float, MaybeFloat, MaybeFloat, MaybeFloat]: ...
+def group_norm(
+    function: str,
+    x: Float,
+    samples: int,
+    groups: int,
+    channels: int,
+    inner: int,
+    gamma: MaybeFloat,
+    beta: MaybeFloat,
+    out: MaybeFloat,
+    eps: float,
+    /,
+) -> tuple[Float, Float]: ...
+def group_norm_backward(
+    function: str,
+    dy: Float,
+    x: Float,
+    samples: int,
+    groups: int,
+    channels: int,
+    inner: int,
+    gamma: MaybeFloat,
+    beta: MaybeFloat,
+    statistics: Float,
+    out: MaybeFloat,
+    eps: float,
+    /,
+) -> tuple[Float, MaybeFloat, MaybeFloat]: ...
+def layer_norm(
+    function: str,
+    x: Float,
+    rows: int,
+    columns: int,
+    shape: tuple[int, ...],
+    gamma: MaybeFloat,
+    beta: MaybeFloat,
+    out: MaybeFloat,
+    eps: float,
+    centered: bool,
+    /,
+) -> tuple[Float, Float]: ...
+def layer_norm_backward(
+    function: str,
+    dy: Float,
+    x: Float,
+    rows: int,
+    columns: int,
+    shape: tuple[int, ...],
+    gamma: MaybeFloat,
+    beta: MaybeFloat,
+    statistics: Float,
+    out: MaybeFloat,
+    eps: float,
+    centered: bool,
+    /,
+) -> tuple[Float, MaybeFloat, MaybeFloat]: ...
+def empty_cache() -> None: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -72,19 +72,27 @@ def flatten_like(tree: Tree, params: Tree, what: str = "grads") -> Vector:
     return flatten({name: arrays[name] for name in expected}, what)
 
 
-def unflatten(vector: Vector, like: Tree) -> Any:
-    """Return a tree of the shape of `like` whose arrays are views of `vector`.
+def rebuild(like: Tree, arrays: Iterable[Array]) -> Any:
+    """Return a tree of the shape of `like` with these arrays in it, in the order of its own.
 
     Mappings become dicts, tuples tuples, and other sequences lists.
     """
-    sizes = [array.size for array in named_arrays(like).values()]
-    pieces = iter(np.split(vector, np.cumsum(sizes)[:-1]))
+    pieces = iter(arrays)
 
-    def rebuild(node: Tree) -> Any:
+    def walk(node: Tree) -> Any:
         if isinstance(node, np.ndarray | np.floating):
-            return next(pieces).reshape(node.shape)
+            return next(pieces)
         if isinstance(node, Mapping):
-            return {key: rebuild(child) for key, child in node.items()}
-        return (tuple if isinstance(node, tuple) else list)(rebuild(child) for child in node)
+            return {key: walk(child) for key, child in node.items()}
+        return (tuple if isinstance(node, tuple) else list)(walk(child) for child in node)
 
-    return rebuild(like)
+    return walk(like)
+
+
+def unflatten(vector: Vector, like: Tree) -> Any:
+    """Return `rebuild` of `like` with arrays of its shapes that are views of `vector`."""
+    arrays = list(named_arrays(like).values())
+    pieces = np.split(vector, np.cumsum([array.size for array in arrays])[:-1])
+    return rebuild(
+        like, (piece.reshape(array.shape) for piece, array in zip(pieces, arrays, strict=True))
+    )

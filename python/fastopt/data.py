@@ -96,7 +96,8 @@ def standardize(
                 ) from None
         if not np.all(std > 0):
             raise ValueError(f"standardize: std must be > 0 (1 for a constant), got {std.min()}")
-    z = (x - mean) / std
+    z = x - mean
+    z /= std
     return z.astype(dtype, copy=False), mean, std
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -78,6 +79,13 @@ def _check(
         size // math.prod(shape[axis] for axis in out_axes),
         size // math.prod(shape[axis] for axis in in_axes),
     )
+
+
+def _check_scale(name: str, value: float) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be finite and > 0, got {value}")
 
 
 def _normal(
@@ -320,8 +328,7 @@ def orthogonal(
     True
     """
     _check(shape, rng, dtype, in_axis, out_axis)
-    if not 0 < gain < math.inf:
-        raise ValueError(f"gain must be finite and > 0, got {gain}")
+    _check_scale("gain", gain)
     out_axes = normalize_axis_tuple(out_axis, len(shape))
     rest = [axis for axis in range(len(shape)) if axis not in out_axes]
     order = (*rest, *out_axes)
@@ -366,8 +373,7 @@ def truncated_normal(
     fan_in, _ = _check(shape, rng, dtype, in_axis, out_axis)
     if std is None:
         std = math.sqrt(1 / fan_in)
-    elif not 0 < std < math.inf:
-        raise ValueError(f"std must be finite and > 0, got {std}")
+    _check_scale("std", std)
     z = rng.standard_normal(shape)
     while np.any(outside := np.abs(z) > 2):
         z[outside] = rng.standard_normal(np.count_nonzero(outside))

@@ -244,3 +244,16 @@ def _adam(
     largest = v if v_max is None else np.maximum(v, v_max)
     p = decay * p - step_size * m / (np.sqrt(largest) * root_correction + eps)
     return (p, m, v) if v_max is None else (p, m, v, largest)
+
+
+def ema(p: Array, g: Array, *, decay: float) -> Array:
+    """
+    One update of `fastopt.ExponentialMovingAverage`: the average p takes in the value g.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ema(np.zeros(1), np.array([40.0]), decay=0.75)
+    array([10.])
+    """
+    return decay * p + (1 - decay) * g

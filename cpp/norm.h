@@ -1,0 +1,807 @@
+// Normalization: the inner loops. Included by kernels.cpp inside the namespace of one ISA.
+//
+// Statistics never come from raw sums of squares: a block of about a thousand elements is summed
+// around the mean of the blocks before it (the first around that of its first elements), so nothing
+// cancels, and blocks are merged in double (Chan, Golub, LeVeque, 1979). Blocks are fixed by the
+// shape alone.
+//
+// Forward is y = (x - center) scale + shift, where center is the mean as a T, and the rest of the
+// mean sits in the shift; backward is dx = a dy + b (x - center) + c.
+
+template <class T>
+constexpr index_t width_of = vector_bytes / index_t(sizeof(T));
+template <class T>
+constexpr index_t lanes_of = accumulator_bytes / index_t(sizeof(T));
+constexpr index_t registers = accumulator_bytes / vector_bytes;
+
+template <class V, class T>
+V load(const T* from) {
+  V value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <bool stream, class V, class T>
+void store(T* to, V value) {
+  if constexpr (!stream || sizeof(V) == sizeof(T)) {
+    __builtin_memcpy(to, &value, sizeof value);
+  } else {
+#if defined(__clang__)
+    __builtin_nontemporal_store(value, reinterpret_cast<V*>(to));
+#elif defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) __builtin_ia32_movntps512(to, value);
+    if constexpr (sizeof(T) == 8) __builtin_ia32_movntpd512(to, value);
+#elif defined(__AVX__)
+    if constexpr (sizeof(T) == 4) __builtin_ia32_movntps256(to, value);
+    if constexpr (sizeof(T) == 8) __builtin_ia32_movntpd256(to, value);
+#elif defined(__SSE2__)
+    if constexpr (sizeof(T) == 4) __builtin_ia32_movntps(to, value);
+    if constexpr (sizeof(T) == 8) __builtin_ia32_movntpd(to, value);
+#else
+    __builtin_memcpy(to, &value, sizeof value);
+#endif
+  }
+}
+
+// Streamed stores become visible to other threads.
+inline void end_of_stream() {
+#if defined(__SSE2__)
+  __builtin_ia32_sfence();
+#endif
+}
+
+// y[i] = f<V>(i) for i < n, vector by vector; streamed stores pass by the caches.
+template <class T, bool stream, class F>
+void map(index_t n, T* y, F f) {
+  constexpr index_t width = width_of<T>;
+  index_t i = 0;
+  if constexpr (stream) {
+    const auto address = reinterpret_cast<__UINTPTR_TYPE__>(y);
+    const index_t head = index_t(-address % vector_bytes / sizeof(T));
+    for (; i < head && i < n; ++i) y[i] = f.template operator()<T>(i);
+  }
+  for (; i + width <= n; i += width) {
+    store<stream>(y + i, f.template operator()<Vector<T>>(i));
+  }
+  for (; i < n; ++i) y[i] = f.template operator()<T>(i);
+}
+
+// As in torch, a NaN passes.
+template <class V>
+V rectify(V y) {
+  return y <= 0 ? V{} : y;
+}
+template <class V>
+V rectified_gradient(V y, V dy) {
+  return y <= 0 ? V{} : dy;
+}
+
+// 128 bytes of sums; lane k adds the elements k, k + lanes, ... of each run on every ISA, and the
+// last lanes of a run are its last elements.
+template <class T>
+struct Sums {
+  Vector<T> part[registers] = {};
+
+  double total() const {
+    T values[lanes_of<T>];
+    __builtin_memcpy(values, part, sizeof values);
+    double sum[8] = {};
+    for (index_t i = 0; i < lanes_of<T>; i += 8) {
+      for (index_t k = 0; k < 8; ++k) sum[k] += double(values[i + k]);
+    }
+    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+  }
+};
+
+// The last elements of a run, which do not fill the lanes: read as the last lanes of the run, of
+// which those already counted are masked out; a run shorter than that is padded in front.
+template <class T>
+struct Tail {
+  using Mask = decltype(Vector<T>{} < Vector<T>{});
+
+  explicit Tail(index_t n) : begin(n - n % lanes_of<T>), pad(lanes_of<T> - n) {
+    for (index_t r = 0; r < registers; ++r) {
+      for (index_t k = 0; k < width_of<T>; ++k) {
+        mask[r][k] = r * width_of<T> + k >= lanes_of<T> - n % lanes_of<T> ? -1 : 0;
+      }
+    }
+  }
+
+  Vector<T> read(const T* x, index_t r) const {
+    if (pad <= 0) return load<Vector<T>>(x - pad + r * width_of<T>);
+    T values[width_of<T>] = {};
+    for (index_t k = 0; k < width_of<T>; ++k) {
+      const index_t from = r * width_of<T> + k - pad;
+      if (from >= 0) values[k] = x[from];
+    }
+    return load<Vector<T>>(values);
+  }
+
+  index_t begin, pad;
+  Mask mask[registers];
+};
+
+// Calls add(r, read, keep) for every register r of every 128 bytes of n elements: read(x) gives
+// its elements of the array x, keep(v) makes those zero that are not to be counted. `ahead` is
+// where the next elements will be read, from the same place in the run on.
+template <class T, class Add>
+void each_lane(index_t n, const Tail<T>& tail, Add add) {
+  constexpr index_t width = width_of<T>;
+  for (index_t i = 0; i < tail.begin; i += lanes_of<T>) {
+    for (index_t r = 0; r < registers; ++r) {
+      add(
+          r, [=](const T* x) { return load<Vector<T>>(x + i + r * width); },
+          [](Vector<T> v) { return v; },
+          [=](const T* x) {
+            if (r * vector_bytes % line_bytes == 0) __builtin_prefetch(x + i + r * width);
+          });
+    }
+  }
+  if (tail.begin == n) return;
+  for (index_t r = 0; r < registers; ++r) {
+    add(
+        r, [&](const T* x) { return tail.read(x, r); },
+        [&](Vector<T> v) {
+          return reinterpret_cast<Vector<T>>(reinterpret_cast<typename Tail<T>::Mask>(v) &
+                                             tail.mask[r]);
+        },
+        [](const T*) {});
+  }
+}
+
+// How far ahead to prefetch, in elements: the next run, where runs are neither too short nor too
+// long for that.
+template <class T>
+index_t ahead_of(Runs runs) {
+  const index_t bytes = runs.inner * index_t(sizeof(T));
+  return bytes >= prefetch_bytes / 2 && bytes <= 8 * prefetch_bytes
+             ? runs.stride
+             : prefetch_bytes / index_t(sizeof(T));
+}
+
+// Calls visit(first element, runs, elements of each run) for the blocks of a statistic: whole
+// runs as long as they fit, else equal parts of one.
+template <class T, class Visit>
+void each_block(Runs runs, Visit visit) {
+  const index_t parts = runs.inner < block ? 1 : (runs.inner + block / 2) / block;
+  const index_t even = (runs.inner + parts - 1) / parts;
+  const index_t length = (even + lanes_of<T> - 1) / lanes_of<T> * lanes_of<T>;
+  const index_t group = runs.inner < block ? block / runs.inner : 1;
+  for (index_t run = 0; run < runs.count; run += group) {
+    const index_t count = run + group <= runs.count ? group : runs.count - run;
+    for (index_t i = 0; i < runs.inner; i += length) {
+      visit(run * runs.stride + i, count, i + length <= runs.inner ? length : runs.inner - i);
+    }
+  }
+}
+
+// The mean and the sum of squared deviations of a and of b become that of both.
+inline void merge(double count_a, double* mean_a, double* m2_a, double count_b,
+                  const double* mean_b, const double* m2_b, index_t n) {
+  const double weight = count_b / (count_a + count_b), both = count_a * weight;
+#pragma omp simd
+  for (index_t c = 0; c < n; ++c) {
+    const double delta = mean_b[c] - mean_a[c];
+    mean_a[c] += delta * weight;
+    m2_a[c] += m2_b[c] + delta * delta * both;
+  }
+}
+
+template <class T>
+constexpr double shrink = sizeof(T) == 4 ? 0x1p-100 : 0x1p-600;
+
+// Scaled, squares of huge elements do not overflow.
+template <class T, bool scaled>
+void moments_of(const T* x, Runs runs, bool centered, double* mean, double* m2) {
+  const auto value = [](Vector<T> v) {
+    if constexpr (scaled) v *= T(shrink<T>);
+    return v;
+  };
+  const index_t ahead = ahead_of<T>(runs);
+  double counted = 0;
+  T center = 0;
+  *mean = *m2 = 0;
+  each_block<T>(runs, [&](index_t begin, index_t count, index_t n) {
+    const Tail<T> tail(n);
+    if (centered && counted == 0) {
+      const index_t some = (lanes_of<T> * 2 + n - 1) / n, first = some < count ? some : count;
+      Sums<T> sum;
+      for (index_t run = 0; run < first; ++run) {
+        const T* const from = x + begin + run * runs.stride;
+        each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto) {
+          sum.part[r] += keep(value(read(from)));
+        });
+      }
+      center = T(sum.total() / double(first * n));
+    }
+    Sums<T> sum, square;
+    for (index_t run = 0; run < count; ++run) {
+      const T* const from = x + begin + run * runs.stride;
+      each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto prefetch) {
+        prefetch(from + ahead);
+        const Vector<T> d = keep(value(read(from)) - center);
+        sum.part[r] += d;
+        square.part[r] += d * d;
+      });
+    }
+    const double elements = double(count * n);
+    double block_mean = 0, block_m2 = square.total();
+    if (centered) {
+      const double d = sum.total() / elements;
+      block_mean = center + d;
+      block_m2 -= d * d * elements;
+      if (block_m2 < 0) block_m2 = 0;
+    }
+    if (counted == 0) {
+      *mean = block_mean;
+      *m2 = block_m2;
+    } else {
+      merge(counted, mean, m2, elements, &block_mean, &block_m2, 1);
+    }
+    counted += elements;
+    center = T(*mean);
+  });
+  if constexpr (scaled) {
+    *mean /= shrink<T>;
+    *m2 = *m2 / shrink<T> / shrink<T>;
+  }
+}
+
+inline bool finite(double x) {
+  return x - x == 0;
+}
+
+template <class T>
+void moments(const void* x, Runs runs, bool centered, double* mean, double* m2) {
+  moments_of<T, false>(static_cast<const T*>(x), runs, centered, mean, m2);
+  if (!finite(*m2)) moments_of<T, true>(static_cast<const T*>(x), runs, centered, mean, m2);
+}
+
+// Turns flags into constants: call(true or false as types...).
+template <bool value>
+struct Flag {
+  constexpr operator bool() const { return value; }
+};
+template <class Call>
+void with_flags(Call call) {
+  call();
+}
+template <class Call, class... More>
+void with_flags(Call call, bool flag, More... more) {
+  const auto next = [&](auto constant) {
+    with_flags([&](auto... rest) { call(constant, rest...); }, more...);
+  };
+  flag ? next(Flag<true>{}) : next(Flag<false>{});
+}
+
+// --- statistics along rows ---
+
+// The runs from the last to the first: the last ones read are still in the cache.
+template <class T>
+void apply(const Forward& f, Runs runs, index_t coefficient_stride) {
+  with_flags(
+      [&](auto relu, auto with_residual, auto stream) {
+        for (index_t run = runs.count; run-- > 0;) {
+          const index_t at = run * runs.stride, c = run * coefficient_stride;
+          const T* const x = static_cast<const T*>(f.x) + at;
+          const T* const residual = with_residual ? static_cast<const T*>(f.residual) + at : x;
+          const T center = static_cast<const T*>(f.center)[c];
+          const T scale = static_cast<const T*>(f.scale)[c];
+          const T shift = static_cast<const T*>(f.shift)[c];
+          map<T, stream>(runs.inner, static_cast<T*>(f.y) + at, [=]<class V>(index_t i) {
+            V y = (load<V>(x + i) - center) * scale + shift;
+            if constexpr (with_residual) y += load<V>(residual + i);
+            if constexpr (relu) y = rectify(y);
+            return y;
+          });
+        }
+        if (stream) end_of_stream();
+      },
+      f.relu, f.residual != nullptr, f.stream);
+}
+
+// What reaches the normalization through the activation.
+template <class T, bool relu, bool from_y, class V, class C>
+V through(V dy, V x, const T* y, C scale, C shift) {
+  if constexpr (!relu) {
+    return dy;
+  } else if constexpr (from_y) {
+    return rectified_gradient(load<V>(y), dy);
+  } else {
+    return rectified_gradient(V(x * scale + shift), dy);
+  }
+}
+
+// sums[0] = sum of dy, sums[1] = sum of dy (x - center).
+template <class T>
+void gradient_sums(const Backward& b, Runs runs, double* sums) {
+  const T* const dy = static_cast<const T*>(b.dy);
+  const T* const x = static_cast<const T*>(b.x);
+  const T* const y = static_cast<const T*>(b.y);
+  const T center = *static_cast<const T*>(b.center);
+  const T scale = *static_cast<const T*>(b.scale), shift = *static_cast<const T*>(b.shift);
+  const index_t ahead = ahead_of<T>(runs);
+  sums[0] = sums[1] = 0;
+  with_flags(
+      [&](auto relu, auto from_y) {
+        each_block<T>(runs, [&](index_t begin, index_t count, index_t n) {
+          const Tail<T> tail(n);
+          Sums<T> sum, product;
+          for (index_t run = 0; run < count; ++run) {
+            const index_t at = begin + run * runs.stride;
+            each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto prefetch) {
+              prefetch(x + at + ahead);
+              prefetch(dy + at + ahead);
+              const Vector<T> d = read(x + at) - center;
+              Vector<T> g = read(dy + at);
+              if constexpr (relu) {
+                const Vector<T> v = from_y ? read(y + at) : d * scale + shift;
+                g = rectified_gradient(v, g);
+              }
+              sum.part[r] += keep(g);
+              product.part[r] += keep(g * d);
+            });
+          }
+          sums[0] += sum.total();
+          sums[1] += product.total();
+        });
+      },
+      b.relu, b.y != nullptr);
+}
+
+template <class T>
+void gradient_apply(const Backward& b, Runs runs, index_t coefficient_stride) {
+  with_flags(
+      [&](auto relu, auto from_y, auto with_residual, auto stream) {
+        for (index_t run = runs.count; run-- > 0;) {
+          const index_t at = run * runs.stride, c = run * coefficient_stride;
+          const T* const dy = static_cast<const T*>(b.dy) + at;
+          const T* const x = static_cast<const T*>(b.x) + at;
+          const T* const y = from_y ? static_cast<const T*>(b.y) + at : x;
+          T* const dresidual = with_residual ? static_cast<T*>(b.dresidual) + at : nullptr;
+          const auto coefficient = [=](const void* array) {
+            return static_cast<const T*>(array)[c];
+          };
+          const T center = coefficient(b.center), on_dy = coefficient(b.on_dy);
+          const T on_x = coefficient(b.on_x), constant = coefficient(b.constant);
+          const T scale = relu ? coefficient(b.scale) : T(0);
+          const T shift = relu ? coefficient(b.shift) : T(0);
+          map<T, stream>(runs.inner, static_cast<T*>(b.dx) + at, [=]<class V>(index_t i) {
+            const V d = load<V>(x + i) - center;
+            const V g = through<T, relu, from_y>(load<V>(dy + i), d, y + i, scale, shift);
+            if constexpr (with_residual) store<false>(dresidual + i, g);
+            return V((g * on_dy + d * on_x) + constant);
+          });
+        }
+        if (stream) end_of_stream();
+      },
+      b.relu, b.y != nullptr, b.dresidual != nullptr, b.stream);
+}
+
+// --- statistics along columns: rows of `columns` neighbours, `stride` apart ---
+
+// Sums in T are moved to double after this many rows.
+constexpr index_t block_rows = 64;
+
+// How far ahead to prefetch, in elements: whole groups of four rows.
+template <class T>
+index_t rows_ahead(index_t stride) {
+  const index_t group = 4 * stride * index_t(sizeof(T));
+  return (prefetch_bytes + group - 1) / group * (4 * stride);
+}
+
+// Calls visit(row, Flag) for groups of four rows (true) and then single ones.
+template <class Visit>
+void four_rows(index_t begin, index_t end, Visit visit) {
+  for (; begin + 4 <= end; begin += 4) visit(begin, Flag<true>{});
+  for (; begin < end; ++begin) visit(begin, Flag<false>{});
+}
+
+template <class T>
+void column_moments(const void* data, index_t rows, index_t stride, index_t columns,
+                    double* __restrict mean, double* __restrict m2, void* scratch) {
+  const T* const x = static_cast<const T*>(data);
+  T* __restrict const center = static_cast<T*>(scratch);
+  T* __restrict const sum = center + columns;
+  T* __restrict const square = sum + columns;
+  const index_t ahead = rows_ahead<T>(stride);
+  const auto clear = [=](T* values) {
+    for (index_t c = 0; c < columns; ++c) values[c] = 0;
+  };
+  for (index_t begin = 0; begin < rows; begin += block_rows) {
+    const index_t end = begin + block_rows <= rows ? begin + block_rows : rows;
+    const double count = double(end - begin), counted = double(begin);
+    if (begin == 0) {
+      clear(sum);
+      for (index_t r = begin; r < end; ++r) {
+        const T* __restrict const row = x + r * stride;
+#pragma omp simd
+        for (index_t c = 0; c < columns; ++c) sum[c] += row[c];
+      }
+#pragma omp simd
+      for (index_t c = 0; c < columns; ++c) center[c] = T(double(sum[c]) / count);
+    }
+    clear(sum);
+    clear(square);
+    four_rows(begin, end, [=](index_t r, auto four) {
+      const T* const row = x + r * stride;
+      constexpr index_t count = four ? 4 : 1;
+      map<T, false>(columns, sum, [=]<class V>(index_t c) {
+        V d[count];
+        for (index_t k = 0; k < count; ++k) {
+          __builtin_prefetch(row + k * stride + c + ahead);
+          d[k] = load<V>(row + k * stride + c) - load<V>(center + c);
+        }
+        if constexpr (four) {
+          store<false>(square + c, V(load<V>(square + c) +
+                                     ((d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3]))));
+          return V(load<V>(sum + c) + ((d[0] + d[1]) + (d[2] + d[3])));
+        } else {
+          store<false>(square + c, V(load<V>(square + c) + d[0] * d[0]));
+          return V(load<V>(sum + c) + d[0]);
+        }
+      });
+    });
+    const double inverse = 1 / count;
+    const double weight = count / (counted + count), both = counted * weight;
+#pragma omp simd
+    for (index_t c = 0; c < columns; ++c) {
+      const double d = double(sum[c]) * inverse;
+      const double block_mean = double(center[c]) + d;
+      const double cancelled = double(square[c]) - d * d * count;
+      const double block_m2 = cancelled < 0 ? 0 : cancelled;
+      const double known_mean = begin == 0 ? block_mean : mean[c];
+      const double known_m2 = begin == 0 ? 0 : m2[c];
+      const double delta = block_mean - known_mean;
+      mean[c] = known_mean + delta * weight;
+      m2[c] = known_m2 + block_m2 + delta * delta * both;
+      center[c] = T(mean[c]);
+    }
+  }
+  for (index_t c = 0; c < columns; ++c) {
+    if (!finite(m2[c])) moments_of<T, true>(x + c, {rows, stride, 1}, true, mean + c, m2 + c);
+  }
+}
+
+// f<V>(element, column, rows' number k) for every element, y's stores streamed or not.
+template <class T, bool stream, class F>
+void map_columns(index_t rows, index_t stride, index_t columns, T* y, F f) {
+  for (index_t row = 0; row < rows; ++row) {
+    const index_t at = row * stride;
+    map<T, stream>(columns, y + at,
+                   [=]<class V>(index_t c) { return f.template operator()<V>(at + c, c); });
+  }
+}
+
+template <class T>
+void column_apply(const Forward& f, index_t rows, index_t stride, index_t columns) {
+  const T* const x = static_cast<const T*>(f.x);
+  const T* const residual = static_cast<const T*>(f.residual);
+  const T* const center = static_cast<const T*>(f.center);
+  const T* const scale = static_cast<const T*>(f.scale);
+  const T* const shift = static_cast<const T*>(f.shift);
+  with_flags(
+      [&](auto relu, auto with_residual, auto stream) {
+        map_columns<T, stream>(
+            rows, stride, columns, static_cast<T*>(f.y), [=]<class V>(index_t i, index_t c) {
+              V y =
+                  (load<V>(x + i) - load<V>(center + c)) * load<V>(scale + c) + load<V>(shift + c);
+              if constexpr (with_residual) y += load<V>(residual + i);
+              if constexpr (relu) y = rectify(y);
+              return y;
+            });
+        if (stream) end_of_stream();
+      },
+      f.relu, f.residual != nullptr, f.stream);
+}
+
+template <class T>
+void column_gradient_sums(const Backward& b, index_t rows, index_t stride, index_t columns,
+                          double* __restrict sums, double* __restrict products, void* scratch) {
+  const T* const all_dy = static_cast<const T*>(b.dy);
+  const T* const all_x = static_cast<const T*>(b.x);
+  const T* const all_y = static_cast<const T*>(b.y);
+  const T* __restrict const center = static_cast<const T*>(b.center);
+  const T* __restrict const scale = static_cast<const T*>(b.scale);
+  const T* __restrict const shift = static_cast<const T*>(b.shift);
+  T* __restrict const sum = static_cast<T*>(scratch);
+  T* __restrict const product = sum + columns;
+  const index_t ahead = rows_ahead<T>(stride);
+  for (index_t c = 0; c < columns; ++c) sums[c] = products[c] = 0;
+  with_flags(
+      [&](auto relu, auto from_y) {
+        for (index_t begin = 0; begin < rows; begin += block_rows) {
+          const index_t end = begin + block_rows <= rows ? begin + block_rows : rows;
+          for (index_t c = 0; c < columns; ++c) sum[c] = product[c] = 0;
+          four_rows(begin, end, [=](index_t r, auto four) {
+            const T* __restrict const dy = all_dy + r * stride;
+            const T* __restrict const x = all_x + r * stride;
+            const T* __restrict const y = from_y ? all_y + r * stride : x;
+            constexpr index_t count = four ? 4 : 1;
+            map<T, false>(columns, sum, [=]<class V>(index_t c) {
+              V g[count], gd[count];
+              for (index_t k = 0; k < count; ++k) {
+                const index_t i = c + k * stride;
+                __builtin_prefetch(x + i + ahead);
+                __builtin_prefetch(dy + i + ahead);
+                const V d = load<V>(x + i) - load<V>(center + c);
+                if constexpr (relu) {
+                  g[k] = through<T, relu, from_y>(load<V>(dy + i), d, y + i, load<V>(scale + c),
+                                                  load<V>(shift + c));
+                } else {
+                  g[k] = load<V>(dy + i);
+                }
+                gd[k] = g[k] * d;
+              }
+              if constexpr (four) {
+                store<false>(product + c,
+                             V(load<V>(product + c) + ((gd[0] + gd[1]) + (gd[2] + gd[3]))));
+                return V(load<V>(sum + c) + ((g[0] + g[1]) + (g[2] + g[3])));
+              } else {
+                store<false>(product + c, V(load<V>(product + c) + gd[0]));
+                return V(load<V>(sum + c) + g[0]);
+              }
+            });
+          });
+#pragma omp simd
+          for (index_t c = 0; c < columns; ++c) {
+            sums[c] += double(sum[c]);
+            products[c] += double(product[c]);
+          }
+        }
+      },
+      b.relu, b.y != nullptr);
+}
+
+template <class T>
+void column_gradient_apply(const Backward& b, index_t rows, index_t stride, index_t columns) {
+  const T* const dy = static_cast<const T*>(b.dy);
+  const T* const x = static_cast<const T*>(b.x);
+  const T* const y = static_cast<const T*>(b.y);
+  T* const dresidual = static_cast<T*>(b.dresidual);
+  const T* const center = static_cast<const T*>(b.center);
+  const T* const scale = static_cast<const T*>(b.scale);
+  const T* const shift = static_cast<const T*>(b.shift);
+  const T* const on_dy = static_cast<const T*>(b.on_dy);
+  const T* const on_x = static_cast<const T*>(b.on_x);
+  const T* const constant = static_cast<const T*>(b.constant);
+  constexpr index_t ahead = prefetch_bytes / index_t(sizeof(T));
+  with_flags(
+      [&](auto relu, auto from_y, auto with_residual, auto stream) {
+        map_columns<T, stream>(
+            rows, stride, columns, static_cast<T*>(b.dx), [=]<class V>(index_t i, index_t c) {
+              if constexpr (stream) {
+                __builtin_prefetch(x + i + ahead);
+                __builtin_prefetch(dy + i + ahead);
+              }
+              const V d = load<V>(x + i) - load<V>(center + c);
+              V g = load<V>(dy + i);
+              if constexpr (relu) {
+                g = through<T, relu, from_y>(g, d, y + i, load<V>(scale + c), load<V>(shift + c));
+              }
+              if constexpr (with_residual) store<false>(dresidual + i, g);
+              return V((g * load<V>(on_dy + c) + d * load<V>(on_x + c)) + load<V>(constant + c));
+            });
+        if (stream) end_of_stream();
+      },
+      b.relu, b.y != nullptr, b.dresidual != nullptr, b.stream);
+}
+
+// --- gamma and beta per element of a row (layer and RMS normalization) ---
+
+template <class T>
+void row_apply(const Forward& f, const void* gamma_data, const void* beta_data, index_t n) {
+  const T* const x = static_cast<const T*>(f.x);
+  const T* const gamma = static_cast<const T*>(gamma_data);
+  const T* const beta = static_cast<const T*>(beta_data);
+  const T center = *static_cast<const T*>(f.center), scale = *static_cast<const T*>(f.scale);
+  const T shift = *static_cast<const T*>(f.shift);
+  with_flags(
+      [&](auto with_gamma, auto with_beta, auto stream) {
+        map<T, stream>(n, static_cast<T*>(f.y), [=]<class V>(index_t i) {
+          V y = (load<V>(x + i) - center) * scale + shift;
+          if constexpr (with_gamma) y *= load<V>(gamma + i);
+          if constexpr (with_beta) y += load<V>(beta + i);
+          return y;
+        });
+        if (stream) end_of_stream();
+      },
+      gamma != nullptr, beta != nullptr, f.stream);
+}
+
+// As gradient_sums, of gamma dy.
+template <class T>
+void row_gradient_sums(const Backward& b, const void* gamma_data, index_t n, double* sums) {
+  const T* const dy = static_cast<const T*>(b.dy);
+  const T* const x = static_cast<const T*>(b.x);
+  const T* const gamma = static_cast<const T*>(gamma_data);
+  const T center = *static_cast<const T*>(b.center);
+  sums[0] = sums[1] = 0;
+  with_flags(
+      [&](auto with_gamma) {
+        each_block<T>({1, n, n}, [&](index_t begin, index_t, index_t count) {
+          Sums<T> sum, product;
+          each_lane<T>(count, Tail<T>(count), [&](index_t r, auto read, auto keep, auto) {
+            Vector<T> g = read(dy + begin);
+            if constexpr (with_gamma) g *= read(gamma + begin);
+            sum.part[r] += keep(g);
+            product.part[r] += keep(g * (read(x + begin) - center));
+          });
+          sums[0] += sum.total();
+          sums[1] += product.total();
+        });
+      },
+      gamma != nullptr);
+}
+
+// dx, and the row's part of dgamma and dbeta, which is added to their sums in T.
+template <class T>
+void row_gradient_apply(const Backward& b, const void* gamma_data, index_t n, void* dgamma_data,
+                        void* dbeta_data) {
+  const T* const dy = static_cast<const T*>(b.dy);
+  const T* const x = static_cast<const T*>(b.x);
+  const T* const gamma = static_cast<const T*>(gamma_data);
+  T* const dgamma = static_cast<T*>(dgamma_data);
+  T* const dbeta = static_cast<T*>(dbeta_data);
+  const auto coefficient = [](const void* array) { return *static_cast<const T*>(array); };
+  const T center = coefficient(b.center), scale = coefficient(b.scale);
+  const T shift = coefficient(b.shift), on_dy = coefficient(b.on_dy);
+  const T on_x = coefficient(b.on_x), constant = coefficient(b.constant);
+  with_flags(
+      [&](auto with_gamma, auto stream) {
+        map<T, stream>(n, static_cast<T*>(b.dx), [=]<class V>(index_t i) {
+          const V d = load<V>(x + i) - center;
+          V g = load<V>(dy + i);
+          store<false>(dgamma + i, V(load<V>(dgamma + i) + g * (d * scale + shift)));
+          store<false>(dbeta + i, V(load<V>(dbeta + i) + g));
+          if constexpr (with_gamma) g *= load<V>(gamma + i);
+          return V((g * on_dy + d * on_x) + constant);
+        });
+        if (stream) end_of_stream();
+      },
+      gamma != nullptr, b.stream);
+}
+
+// Adds n sums in T to those in double and starts them anew.
+template <class T>
+void flush_sums(void* data, index_t n, double* __restrict sums) {
+  T* __restrict const values = static_cast<T*>(data);
+#pragma omp simd
+  for (index_t i = 0; i < n; ++i) {
+    sums[i] += double(values[i]);
+    values[i] = 0;
+  }
+}
+
+inline void add_sums(index_t n, const double* __restrict from, double* __restrict to) {
+#pragma omp simd
+  for (index_t i = 0; i < n; ++i) to[i] += from[i];
+}
+
+template <class T>
+void round_sums(index_t n, const double* __restrict from, void* to_data) {
+  T* __restrict const to = static_cast<T*>(to_data);
+#pragma omp simd
+  for (index_t i = 0; i < n; ++i) to[i] = T(from[i]);
+}
+
+// --- from statistics to coefficients, n statistics at a time ---
+
+// running = (1 - momentum) running + momentum value.
+template <class T>
+void move_average(index_t n, double momentum, double factor, const double* __restrict value,
+                  void* data) {
+  T* __restrict const running = static_cast<T*>(data);
+#pragma omp simd
+  for (index_t i = 0; i < n; ++i) {
+    running[i] = T((1 - momentum) * double(running[i]) + momentum * (value[i] * factor));
+  }
+}
+
+// center, scale and shift of the forward pass.
+template <class T>
+void forward_coefficients(index_t n, double eps, const double* __restrict mean,
+                          const double* __restrict variance, const void* gamma_data,
+                          const void* beta_data, void* center_data, void* scale_data,
+                          void* shift_data) {
+  const T* const gamma = static_cast<const T*>(gamma_data);
+  const T* const beta = static_cast<const T*>(beta_data);
+  T* __restrict const center = static_cast<T*>(center_data);
+  T* __restrict const scale = static_cast<T*>(scale_data);
+  T* __restrict const shift = static_cast<T*>(shift_data);
+  with_flags(
+      [=](auto with_gamma, auto with_beta) {
+#pragma omp simd
+        for (index_t i = 0; i < n; ++i) {
+          const double weight = (with_gamma ? double(gamma[i]) : 1) / sqrt(variance[i] + eps);
+          center[i] = T(mean[i]);
+          scale[i] = T(weight);
+          shift[i] = T((with_beta ? double(beta[i]) : 0) - (mean[i] - double(center[i])) * weight);
+        }
+      },
+      gamma != nullptr, beta != nullptr);
+}
+
+// From the sums of dy and dy (x - center), which become those of dy and dy xhat (dbeta and
+// dgamma), the coefficients of dx; `count` elements have a statistic in common, infinitely many
+// where it is a constant.
+template <class T>
+void backward_coefficients(index_t n, double eps, double count, const double* __restrict mean,
+                           const double* __restrict variance, const void* gamma_data,
+                           const double* __restrict sums, double* __restrict products,
+                           const void* center_data, void* on_dy_data, void* on_x_data,
+                           void* constant_data) {
+  const T* const gamma = static_cast<const T*>(gamma_data);
+  const T* __restrict const center = static_cast<const T*>(center_data);
+  T* __restrict const on_dy = static_cast<T*>(on_dy_data);
+  T* __restrict const on_x = static_cast<T*>(on_x_data);
+  T* __restrict const constant = static_cast<T*>(constant_data);
+  with_flags(
+      [=](auto with_gamma) {
+        const double each = 1 / count;
+#pragma omp simd
+        for (index_t i = 0; i < n; ++i) {
+          const double rest = mean[i] - double(center[i]);
+          const double inverse = 1 / sqrt(variance[i] + eps);
+          const double weight = (with_gamma ? double(gamma[i]) : 1) * inverse;
+          const double dot = (products[i] - rest * sums[i]) * inverse;
+          const double slope = -weight * inverse * dot * each;
+          products[i] = dot;
+          on_dy[i] = T(weight);
+          on_x[i] = T(slope);
+          constant[i] = T(-weight * sums[i] * each - slope * rest);
+        }
+      },
+      gamma != nullptr);
+}
+
+// The same for the n channels of one group, which have the statistic of center[0] in common.
+template <class T>
+void group_coefficients(index_t n, double eps, double count, double mean, double variance,
+                        const void* gamma_data, const double* sums, double* products,
+                        void* center_data, void* on_dy_data, void* on_x_data, void* constant_data) {
+  const T* const gamma = static_cast<const T*>(gamma_data);
+  T* const center = static_cast<T*>(center_data);
+  T* const on_dy = static_cast<T*>(on_dy_data);
+  T* const on_x = static_cast<T*>(on_x_data);
+  T* const constant = static_cast<T*>(constant_data);
+  const double rest = mean - double(center[0]);
+  const double inverse = 1 / sqrt(variance + eps);
+  double sum = 0, dot = 0;
+  for (index_t i = 0; i < n; ++i) {
+    const double weight = gamma == nullptr ? 1 : double(gamma[i]);
+    products[i] = (products[i] - rest * sums[i]) * inverse;
+    sum += weight * sums[i];
+    dot += weight * products[i];
+  }
+  const double slope = -inverse * inverse * dot / count;
+  for (index_t i = 0; i < n; ++i) {
+    center[i] = center[0];
+    on_dy[i] = T((gamma == nullptr ? 1 : double(gamma[i])) * inverse);
+    on_x[i] = T(slope);
+    constant[i] = T(-inverse * sum / count - slope * rest);
+  }
+}
+
+template <class T>
+constexpr Norm norm_of{
+    moments<T>,
+    apply<T>,
+    gradient_sums<T>,
+    gradient_apply<T>,
+    column_moments<T>,
+    column_apply<T>,
+    column_gradient_sums<T>,
+    column_gradient_apply<T>,
+    row_apply<T>,
+    row_gradient_sums<T>,
+    row_gradient_apply<T>,
+    flush_sums<T>,
+    add_sums,
+    round_sums<T>,
+    merge,
+    move_average<T>,
+    forward_coefficients<T>,
+    backward_coefficients<T>,
+    group_coefficients<T>,
+};

@@ -1,0 +1,337 @@
+"""Exponentially weighted averages: of parameters while they are trained, and of a series."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastopt import _core
+from fastopt._tree import Array, Tree, named_arrays, rebuild
+
+
+def _check(caller: str, decay: Any, bias_correction: Any) -> float:
+    expected = f"{caller}: decay is {decay!r}, expected a number in [0, 1)"
+    if isinstance(decay, bool) or not isinstance(decay, Real):
+        raise TypeError(expected)
+    if not 0 <= float(decay) < 1:
+        raise ValueError(expected)
+    if not isinstance(bias_correction, (bool, np.bool_)):
+        raise TypeError(f"{caller}: bias_correction is {bias_correction!r}, expected a bool")
+    return float(decay)
+
+
+class ExponentialMovingAverage:
+    """
+    Exponentially weighted average of parameters, kept while they are trained.
+
+    ::
+
+        average = decay average + (1 - decay) p      from zero on, at every update
+        value   = average / (1 - decay^t)            after t updates, with bias_correction
+
+    The corrected value is a true weighted mean from the first update on. It lags about
+    1 / (1 - decay) updates behind the parameters, and is less noisy than they are.
+
+    Like an optimizer it keeps the *container* of the arrays: every update averages what that holds
+    then.
+
+    Parameters
+    ----------
+    params : array or tree of arrays
+        float32 or float64, as for an optimizer.
+    decay : float
+        In [0, 1); 0.999 averages over about 1000 updates.
+    bias_correction : bool, default True
+        Without it, the value is the average itself, which starts near zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    References
+    ----------
+    Polyak, Juditsky, Acceleration of stochastic approximation by averaging, 1992.
+    Kingma, Ba, Adam: a method for stochastic optimization, 2015 (bias correction).
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> params = {"W": np.array([40.0])}
+    >>> ema = fastopt.ExponentialMovingAverage(params, 0.9)
+    >>> ema.update()
+    >>> params["W"][:] = 49.0
+    >>> ema.update()
+    >>> ema.value()["W"].round(3)
+    array([44.737])
+    >>> with ema.swap():
+    ...     params["W"].round(3)
+    array([44.737])
+    >>> params["W"]
+    array([49.])
+    """
+
+    def __init__(self, params: Tree, decay: float, *, bias_correction: bool = True) -> None:
+        name = type(self).__name__
+        self._decay = _check(name, decay, bias_correction)
+        self._bias_correction = bool(bias_correction)
+        self._params = params
+        self._averages = rebuild(
+            params, [np.zeros_like(array, subok=False) for array in named_arrays(params).values()]
+        )
+        self._plan = _core.Plan(name, self._averages, False)
+        for i in range(len(self._plan.names)):
+            self._plan.bind(i, "ema", [])
+        self._set_constants()
+        self._swapped = False
+
+    def _set_constants(self) -> None:
+        values = {"decay": self._decay, "grad_scale": 1 - self._decay}
+        self._plan.set_constants(0, "ema", values)
+
+    @property
+    def steps(self) -> int:
+        """The number of updates."""
+        return self._plan.steps
+
+    def update(self) -> None:
+        """
+        Take in the parameters as they are now: one pass over all arrays.
+
+        ``None`` in the place of an array, or of a whole branch, leaves its average as it is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array has become another in shape or dtype. Nothing is changed then.
+        RuntimeError
+            If the averages are swapped in, or another thread is in an update.
+        """
+        caller = f"{type(self).__name__}.update"
+        if self._swapped:
+            raise RuntimeError(f"{caller}: the averages are swapped in for the parameters")
+        try:
+            self._plan.step(self._averages, self._params, lambda group, t: {}, 1.0, None, False)
+        except (TypeError, ValueError):
+            self._live(caller)  # says it in words of averages where it can
+            raise
+
+    def value(self) -> Any:
+        """
+        Return the averaged parameters: a tree like ``params`` of new arrays.
+
+        Raises
+        ------
+        ValueError
+            If an array had no update yet.
+        """
+        divisors = self._divisors(f"{type(self).__name__}.value")
+        averages = named_arrays(self._averages).values()
+        return rebuild(
+            self._averages, [average / d for average, d in zip(averages, divisors, strict=True)]
+        )
+
+    @contextmanager
+    def swap(self) -> Iterator[None]:
+        """
+        Put the averages into the arrays of ``params`` in a ``with`` block, to evaluate with them.
+
+        Afterwards, also after an exception, the arrays are as they were before.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array had no update yet or cannot be changed in place. Nothing is
+            changed then.
+        RuntimeError
+            If the averages are swapped in already.
+        """
+        caller = f"{type(self).__name__}.swap"
+        if self._swapped:
+            raise RuntimeError(f"{caller}: the averages are swapped in already")
+        divisors = self._divisors(caller)
+        live = self._live(caller)
+        for name, array in live.items():
+            if not array.flags.writeable:
+                raise ValueError(f"{caller}: params['{name}'] is read-only")
+        saved = [array.copy() for array in live.values()]
+        averages = named_arrays(self._averages)
+        self._swapped = True
+        try:
+            for (name, array), divisor in zip(live.items(), divisors, strict=True):
+                np.divide(averages[name], divisor, out=array)
+            yield
+        finally:
+            for array, copy in zip(live.values(), saved, strict=True):
+                array[...] = copy
+            self._swapped = False
+
+    def state_dict(self) -> dict[str, Array]:
+        """
+        Return a copy of everything that a later run needs to go on with the same bits.
+
+        Returns
+        -------
+        dict of str to array
+            Flat, and ready for ``np.savez``: ``"steps"``, ``"decay"``, ``"bias_correction"``, and
+            ``"state.W.step"`` and ``"state.W.average"`` for every array.
+        """
+        state: dict[str, Any] = {
+            "steps": self.steps,
+            "decay": self._decay,
+            "bias_correction": self._bias_correction,
+        }
+        averages = named_arrays(self._averages)
+        for (name, average), count in zip(averages.items(), self._plan.counts, strict=True):
+            state[f"state.{name}.step"] = count
+            state[f"state.{name}.average"] = average
+        return {key: np.array(value, order="C") for key, value in state.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """
+        Take over the averages of another run on equal parameters.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array or number
+            What `state_dict` returned, also after a file.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If names, shapes or dtypes differ: the message says which. Nothing is changed then.
+        """
+        caller = f"{type(self).__name__}.load_state_dict"
+        given = {key: np.asarray(value) for key, value in state_dict.items()}
+        averages = named_arrays(self._averages)
+        counts = ["steps", *(f"state.{name}.step" for name in averages)]
+        wanted = {"decay", "bias_correction", *counts, *(f"state.{n}.average" for n in averages)}
+        if given.keys() != wanted:
+            raise ValueError(
+                f"{caller}: the state is of another model: "
+                f"missing {sorted(wanted - given.keys())[:5]}, "
+                f"unexpected {sorted(given.keys() - wanted)[:5]}"
+            )
+        decay = _check(caller, given["decay"].tolist(), given["bias_correction"].tolist())
+        for key in counts:
+            if given[key].shape != () or given[key].dtype.kind not in "iu" or given[key] < 0:
+                raise ValueError(f"{caller}: {key} is {given[key]}, expected a count")
+        for name, average in averages.items():
+            key = f"state.{name}.average"
+            if given[key].shape != average.shape:
+                raise ValueError(
+                    f"{caller}: {key} has shape {given[key].shape}, expected {average.shape}"
+                )
+            if given[key].dtype != average.dtype:
+                raise TypeError(
+                    f"{caller}: {key} has dtype {given[key].dtype}, expected {average.dtype}"
+                )
+        for i, (name, average) in enumerate(averages.items()):
+            average[...] = given[f"state.{name}.average"]
+            self._plan.counts[i] = given[f"state.{name}.step"]
+        self._decay, self._bias_correction = decay, bool(given["bias_correction"])
+        self._plan.steps = int(given["steps"])
+        self._set_constants()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"params": self._params, "state_dict": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["params"], 0.0)  # type: ignore[misc]
+        self.load_state_dict(state["state_dict"])
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(decay={self._decay}, "
+            f"bias_correction={self._bias_correction}, steps={self.steps})"
+        )
+
+    def _divisors(self, caller: str) -> list[float]:
+        """What every average is divided by."""
+        counts = self._plan.counts.tolist()
+        for name, count in zip(self._plan.names, counts, strict=True):
+            if count == 0:
+                raise ValueError(f"{caller}: params['{name}'] had no update yet")
+        return [1 - self._decay**count if self._bias_correction else 1.0 for count in counts]
+
+    def _live(self, caller: str) -> dict[str, Array]:
+        """The arrays that ``params`` holds now, where they are still those of the averages."""
+        live = named_arrays(self._params, f"{caller}: params")
+        averages = named_arrays(self._averages)
+        if live.keys() != averages.keys():
+            names = sorted(live.keys() ^ averages.keys())[:5]
+            raise ValueError(f"{caller}: params has other names than its averages: {names}")
+        for name, array in live.items():
+            average = averages[name]
+            where = f"{caller}: params['{name}']"
+            if array.shape != average.shape:
+                raise ValueError(f"{where} has shape {array.shape}, its average {average.shape}")
+            if array.dtype != average.dtype:
+                raise TypeError(f"{where} has dtype {array.dtype}, its average {average.dtype}")
+        return live
+
+
+def exponential_moving_average(
+    values: ArrayLike, decay: float, *, bias_correction: bool = True
+) -> Array:
+    """
+    Exponentially weighted average of a series, at each of its points.
+
+    ::
+
+        v_t = decay v_(t-1) + (1 - decay) values_t,  v_0 = 0
+        divided by 1 - decay^t with bias_correction
+
+    It averages over about 1 / (1 - decay) points: 0.9 over ten days' temperatures, 0.98 over
+    fifty, which is smoother and lags behind.
+
+    Parameters
+    ----------
+    values : array, shape (n, ...)
+        The series along the first axis; integers are averaged as float64.
+    decay : float
+        In [0, 1).
+    bias_correction : bool, default True
+        Without it the average starts near zero.
+
+    Returns
+    -------
+    array, shape (n, ...)
+        Of the floating dtype of ``values``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Examples
+    --------
+    The temperatures of the first three days of a year, in degrees Fahrenheit:
+
+    >>> import numpy as np, fastopt
+    >>> fastopt.exponential_moving_average([40, 49, 45], 0.9, bias_correction=False).round(2)
+    array([ 4.  ,  8.5 , 12.15])
+    >>> fastopt.exponential_moving_average([40, 49, 45], 0.9).round(2)
+    array([40.  , 44.74, 44.83])
+    """
+    caller = "exponential_moving_average"
+    decay = _check(caller, decay, bias_correction)
+    series = np.asarray(values)
+    if series.dtype.kind in "iub":
+        series = series.astype(np.float64)
+    if series.dtype.kind != "f":
+        raise TypeError(f"{caller}: values has dtype {series.dtype}, expected numbers")
+    if series.ndim == 0:
+        raise ValueError(f"{caller}: values has no axis to average along")
+    averages = (1 - decay) * series
+    for t in range(1, len(averages)):
+        averages[t] += decay * averages[t - 1]
+    if bias_correction:
+        counts = np.arange(1, len(averages) + 1).reshape(-1, *[1] * (series.ndim - 1))
+        averages /= 1 - decay**counts
+    return averages

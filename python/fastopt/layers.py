@@ -1,0 +1,457 @@
+"""
+Normalization layers: parameters, gradients and running statistics around `fastopt.norm`.
+
+``layer.params`` and ``layer.grads`` go straight into an optimizer::
+
+    opt = fastopt.Adam(layer.params)
+    y = layer(x)
+    dx = layer.backward(dy)
+    opt.step(layer.grads)
+
+Names are torch's, and so is the state: ``layer.load_state_dict(torch_layer.state_dict())``.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from fastopt import norm
+from fastopt.norm import Array, MaybeArray, Saved
+
+
+class Layer:
+    """
+    What the layers have in common.
+
+    Attributes
+    ----------
+    params : dict of arrays
+        ``weight`` and ``bias``, or less.
+    grads : dict of arrays
+        The same names; None before the first `backward`, which binds new arrays.
+    training : bool
+        True at first; `train` sets it.
+    """
+
+    _options: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, shape: tuple[int, ...], learned: tuple[str, ...], eps: float | None, dtype: DTypeLike
+    ) -> None:
+        if eps is not None:
+            norm._number(type(self).__name__, "eps", eps)
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(
+                f"{type(self).__name__}: dtype is {np.dtype(dtype)}, expected float32 or float64"
+            )
+        self.eps = eps
+        self.dtype = np.dtype(dtype)
+        self.training = True
+        self.params: dict[str, Array] = {}
+        if "weight" in learned:
+            self.params["weight"] = np.ones(shape, dtype)
+        if "bias" in learned:
+            self.params["bias"] = np.zeros(shape, dtype)
+        self.grads: dict[str, MaybeArray] = dict.fromkeys(self.params)
+        self.buffers: dict[str, Array] = {}
+        self._saved: Saved | None = None
+
+    def __call__(self, x: Array) -> Array:
+        return self.forward(x)
+
+    def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
+        raise NotImplementedError
+
+    def train(self, training: bool = True) -> None:
+        """Set ``training``; False for evaluation."""
+        self.training = training
+
+    def _for_backward(self) -> Saved:
+        if self._saved is None:
+            raise RuntimeError(f"{type(self).__name__}.backward comes before any forward")
+        return self._saved
+
+    def _set_grads(self, dgamma: MaybeArray, dbeta: MaybeArray = None) -> None:
+        for name, gradient in (("weight", dgamma), ("bias", dbeta)):
+            if name in self.params:
+                self.grads[name] = gradient
+
+    def state_dict(self) -> dict[str, Array]:
+        """The parameters and running statistics under torch's names: the live arrays."""
+        return {**self.params, **self.buffers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """
+        Copy a state, torch's or another layer's, into the arrays of this one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a name, shape or dtype differs; then nothing has changed.
+        """
+        own, where = self.state_dict(), f"{type(self).__name__}.load_state_dict"
+        optional = {"num_batches_tracked"}
+        missing = sorted(own.keys() - state.keys() - optional)
+        unexpected = sorted(state.keys() - own.keys())
+        if missing or unexpected:
+            raise ValueError(f"{where}: missing {missing}, unexpected {unexpected}")
+        arrays = {name: np.asarray(value) for name, value in state.items()}
+        for name, array in arrays.items():
+            if array.shape != own[name].shape:
+                raise ValueError(
+                    f"{where}: {name!r} has shape {array.shape}, expected {own[name].shape}"
+                )
+            if array.dtype != own[name].dtype:
+                raise TypeError(
+                    f"{where}: {name!r} has dtype {array.dtype}, expected {own[name].dtype}"
+                )
+        for name, array in arrays.items():
+            own[name][...] = array
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._options[1:])
+        return f"{type(self).__name__}({getattr(self, self._options[0])}, {options})"
+
+
+def _learned(affine: bool) -> tuple[str, ...]:
+    return ("weight", "bias") if affine else ()
+
+
+def _size(layer: str, name: str, value: int) -> int:
+    size = operator.index(value)
+    if size < 1:
+        raise ValueError(f"{layer}: {name} is {size}, expected an integer >= 1")
+    return size
+
+
+class BatchNorm(Layer):
+    """
+    Batch normalization of the channels at ``axis``: see `fastopt.batch_norm`.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels.
+    eps : float, default 1e-5
+    momentum : float or None, default 0.1
+        Weight of the new value in the running statistics; None: they are the plain average over
+        all batches so far.
+    affine : bool, default True
+        Learn ``weight`` (gamma) and ``bias`` (beta).
+    axis : int, default 1
+    activation : {None, "relu"}, default None
+    unbiased : bool, default True
+        Average the unbiased variance.
+    dtype : default float32
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is out of its range.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> layer = fastopt.BatchNorm(2)
+    >>> y = layer(np.array([[1, 10], [3, 30]], np.float32))
+    >>> layer.buffers["running_mean"]
+    array([0.2, 2. ], dtype=float32)
+    >>> dx = layer.backward(np.ones_like(y))
+    >>> layer.grads["bias"]
+    array([2., 2.], dtype=float32)
+    >>> layer
+    BatchNorm(2, eps=1e-05, momentum=0.1, affine=True)
+    """
+
+    _options = ("num_features", "eps", "momentum", "affine")
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        axis: int = 1,
+        activation: Literal["relu"] | None = None,
+        unbiased: bool = True,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.num_features = _size("BatchNorm", "num_features", num_features)
+        if momentum is not None:
+            norm._number("BatchNorm", "momentum", momentum, 1.0)
+        norm._relu("BatchNorm", activation)
+        super().__init__((self.num_features,), _learned(affine), eps, dtype)
+        self.momentum = momentum
+        self.affine = affine
+        self.axis = axis
+        self.activation = activation
+        self.unbiased = unbiased
+        self.buffers = {
+            "running_mean": np.zeros(num_features, dtype),
+            "running_var": np.ones(num_features, dtype),
+            "num_batches_tracked": np.zeros((), np.int64),
+        }
+
+    def __call__(self, x: Array, residual: MaybeArray = None) -> Array:
+        return self.forward(x, residual)
+
+    def forward(self, x: Array, residual: MaybeArray = None, *, out: MaybeArray = None) -> Array:
+        """y of x (and a residual); in training the running statistics move."""
+        tracked = self.buffers["num_batches_tracked"]
+        momentum = 1 / (int(tracked) + 1) if self.momentum is None else self.momentum
+        y, self._saved = norm.batch_norm(
+            x,
+            gamma=self.params.get("weight"),
+            beta=self.params.get("bias"),
+            running_mean=self.buffers["running_mean"],
+            running_var=self.buffers["running_var"],
+            training=self.training,
+            momentum=momentum,
+            eps=self.eps or 0.0,
+            axis=self.axis,
+            residual=residual,
+            activation=self.activation,
+            unbiased=self.unbiased,
+            out=out,
+        )
+        if self.training:
+            tracked += 1
+        return y
+
+    def backward(self, dy: Array, *, out: MaybeArray = None) -> Any:
+        """dx, or (dx, dresidual) after a forward with a residual; sets ``grads``."""
+        gradients = norm.batch_norm_backward(dy, self._for_backward(), out=out)
+        self._set_grads(gradients[1], gradients[2])
+        return (gradients[0], gradients[3]) if len(gradients) == 4 else gradients[0]
+
+
+class LayerNorm(Layer):
+    """
+    Layer normalization over the last axes: see `fastopt.layer_norm`.
+
+    Parameters
+    ----------
+    normalized_shape : int or sequence of int
+    eps : float, default 1e-5
+    elementwise_affine : bool, default True
+        Learn ``weight`` (gamma) and, with ``bias``, ``bias`` (beta).
+    bias : bool, default True
+    dtype : default float32
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> layer = fastopt.LayerNorm(2)
+    >>> y = layer(np.array([[1, 3]], np.float32))
+    >>> y.round(3)
+    array([[-1.,  1.]], dtype=float32)
+    >>> layer
+    LayerNorm((2,), eps=1e-05, elementwise_affine=True)
+    """
+
+    _options = ("normalized_shape", "eps", "elementwise_affine")
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.normalized_shape = _shape("LayerNorm", normalized_shape)
+        learned = _learned(elementwise_affine)
+        super().__init__(self.normalized_shape, learned if bias else learned[:1], eps, dtype)
+        self.elementwise_affine = elementwise_affine
+
+    def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
+        """y of x."""
+        gamma, beta = self.params.get("weight"), self.params.get("bias")
+        y, self._saved = norm.layer_norm(
+            x, self.normalized_shape, gamma=gamma, beta=beta, eps=self.eps or 0.0, out=out
+        )
+        return y
+
+    def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
+        """dx; sets ``grads``."""
+        dx, dgamma, dbeta = norm.layer_norm_backward(dy, self._for_backward(), out=out)
+        self._set_grads(dgamma, dbeta)
+        return dx
+
+
+class RMSNorm(Layer):
+    """
+    Root mean square normalization over the last axes: see `fastopt.rms_norm`.
+
+    Parameters
+    ----------
+    normalized_shape : int or sequence of int
+    eps : float, optional
+        By default the distance from 1 to the next number of the dtype.
+    elementwise_affine : bool, default True
+        Learn ``weight`` (gamma).
+    dtype : default float32
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> layer = fastopt.RMSNorm(2)
+    >>> layer(np.array([[1, 7]], np.float32)).round(3)
+    array([[0.2, 1.4]], dtype=float32)
+    >>> layer
+    RMSNorm((2,), eps=None, elementwise_affine=True)
+    """
+
+    _options = ("normalized_shape", "eps", "elementwise_affine")
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.normalized_shape = _shape("RMSNorm", normalized_shape)
+        learned = _learned(elementwise_affine)[:1]
+        super().__init__(self.normalized_shape, learned, eps, dtype)
+        self.elementwise_affine = elementwise_affine
+
+    def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
+        """y of x."""
+        y, self._saved = norm.rms_norm(
+            x, self.normalized_shape, gamma=self.params.get("weight"), eps=self.eps, out=out
+        )
+        return y
+
+    def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
+        """dx; sets ``grads``."""
+        dx, dgamma = norm.rms_norm_backward(dy, self._for_backward(), out=out)
+        self._set_grads(dgamma)
+        return dx
+
+
+class GroupNorm(Layer):
+    """
+    Group normalization of (N, C, ...): see `fastopt.group_norm`.
+
+    Parameters
+    ----------
+    num_groups : int
+        Divides ``num_channels``.
+    num_channels : int
+    eps : float, default 1e-5
+    affine : bool, default True
+        Learn ``weight`` (gamma) and ``bias`` (beta).
+    dtype : default float32
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> layer = fastopt.GroupNorm(2, 4)
+    >>> layer(np.array([[1, 3, 10, 30]], np.float32)).round(3)
+    array([[-1.,  1., -1.,  1.]], dtype=float32)
+    >>> layer
+    GroupNorm(2, num_channels=4, eps=1e-05, affine=True)
+    """
+
+    _options = ("num_groups", "num_channels", "eps", "affine")
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.num_groups = _size("GroupNorm", "num_groups", num_groups)
+        self.num_channels = _size("GroupNorm", "num_channels", num_channels)
+        if num_channels % num_groups:
+            raise ValueError(
+                f"GroupNorm: num_channels is {num_channels}, not a multiple of "
+                f"num_groups={num_groups}"
+            )
+        super().__init__((self.num_channels,), _learned(affine), eps, dtype)
+        self.affine = affine
+
+    def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
+        """y of x."""
+        gamma, beta = self.params.get("weight"), self.params.get("bias")
+        y, self._saved = norm.group_norm(
+            x, self.num_groups, gamma=gamma, beta=beta, eps=self.eps or 0.0, out=out
+        )
+        return y
+
+    def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
+        """dx; sets ``grads``."""
+        dx, dgamma, dbeta = norm.group_norm_backward(dy, self._for_backward(), out=out)
+        self._set_grads(dgamma, dbeta)
+        return dx
+
+
+class InstanceNorm(Layer):
+    """
+    Instance normalization of (N, C, ...): see `fastopt.instance_norm`.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels.
+    eps : float, default 1e-5
+    affine : bool, default False
+        Learn ``weight`` (gamma) and ``bias`` (beta).
+    dtype : default float32
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> layer = fastopt.InstanceNorm(1)
+    >>> layer(np.array([[[1, 3]]], np.float32)).round(3)
+    array([[[-1.,  1.]]], dtype=float32)
+    >>> layer
+    InstanceNorm(1, eps=1e-05, affine=False)
+    """
+
+    _options = ("num_features", "eps", "affine")
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = False,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.num_features = _size("InstanceNorm", "num_features", num_features)
+        super().__init__((self.num_features,), _learned(affine), eps, dtype)
+        self.affine = affine
+
+    def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
+        """y of x."""
+        if isinstance(x, np.ndarray) and x.ndim > 1 and x.shape[1] != self.num_features:
+            raise ValueError(
+                f"InstanceNorm: x has shape {x.shape}, expected {self.num_features} channels"
+            )
+        gamma, beta = self.params.get("weight"), self.params.get("bias")
+        y, self._saved = norm.instance_norm(x, gamma=gamma, beta=beta, eps=self.eps or 0.0, out=out)
+        return y
+
+    def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
+        """dx; sets ``grads``."""
+        dx, dgamma, dbeta = norm.instance_norm_backward(dy, self._for_backward(), out=out)
+        self._set_grads(dgamma, dbeta)
+        return dx
+
+
+def _shape(layer: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    return tuple(_size(layer, "normalized_shape", size) for size in sizes)

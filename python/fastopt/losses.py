@@ -1,0 +1,282 @@
+"""
+Softmax and the losses, each with its gradient in one call.
+
+A loss returns ``(loss, gradient)``; the gradient with respect to the predictions is where the
+backward pass through a network starts. Results have the same bits on every instruction set and any
+number of threads. The exp and log within are off by at most 2 ULP where their result is a normal
+number. Inputs that are not in C order are copied first.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from fastopt import _core
+from fastopt._tree import Array, Tree, named_arrays, rebuild
+
+
+def _integer(caller: str, name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{caller}: {name} is {value!r}, expected an integer")
+    return int(value)
+
+
+def _number(caller: str, name: str, value: Any, high: float) -> float:
+    expected = f"{caller}: {name} is {value!r}, expected a number from 0 to {high:g}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(expected)
+    if not 0 <= float(value) <= high or float(value) == np.inf:
+        raise ValueError(expected)
+    return float(value)
+
+
+def _check_reduction(caller: str, reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{caller}: reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
+
+
+def softmax(x: Array, axis: int = -1, out: Array | None = None) -> Array:
+    """
+    Return the softmax along one axis: exp(x) / sum(exp(x)).
+
+    It is computed as exp(x - max(x)) / sum(exp(x - max(x))), which does not overflow.
+
+    Parameters
+    ----------
+    x : array
+        float32 or float64. -inf has probability 0; a row of nothing else is NaN.
+    axis : int, default -1
+        The last axis is the fastest.
+    out : array, optional
+        Takes the result: of the shape and dtype of ``x``, in C order; may be ``x``.
+
+    Returns
+    -------
+    array
+        Of the shape and dtype of ``x``; ``out`` if that was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit. Nothing is changed then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.losses import softmax
+    >>> softmax(np.array([1e4, 1e4, -np.inf]))
+    array([0.5, 0.5, 0. ])
+    """
+    return _core.softmax("softmax", x, _integer("softmax", "axis", axis), False, out)
+
+
+def log_softmax(x: Array, axis: int = -1, out: Array | None = None) -> Array:
+    """
+    Return the logarithm of the softmax along one axis: x - log(sum(exp(x))).
+
+    It is computed as (x - max(x)) - log(sum(exp(x - max(x)))).
+
+    Parameters
+    ----------
+    x, axis, out
+        As for `softmax`.
+
+    Returns
+    -------
+    array
+        Of the shape and dtype of ``x``; ``out`` if that was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit. Nothing is changed then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.losses import log_softmax
+    >>> log_softmax(np.array([0.0, 1e4]))
+    array([-10000.,      0.])
+    """
+    return _core.softmax("log_softmax", x, _integer("log_softmax", "axis", axis), True, out)
+
+
+def softmax_cross_entropy(
+    logits: Array,
+    labels: Array,
+    *,
+    label_smoothing: float = 0.0,
+    weight: Array | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    out: Array | None = None,
+) -> tuple[float | Array, Array]:
+    """
+    Cross-entropy of the softmax of logits with labels, and its gradient.
+
+    ::
+
+        loss_i = -sum_c weight_c q_ic log(softmax(logits_i)_c)
+        q_i    = (1 - label_smoothing) labels_i + label_smoothing / C
+
+    where an integer label stands for a 1 at its class. For unweighted, unsmoothed labels the
+    gradient of the mean is the lecture's (softmax(logits) - labels) / N. The options and the mean
+    are those of torch's ``cross_entropy``, but the classes are always the last axis.
+
+    Parameters
+    ----------
+    logits : array, shape (..., C)
+        float32 or float64.
+    labels : array, shape (...) or (..., C)
+        Classes, 0 to C - 1, of any integer dtype; or probabilities of every class, of the dtype of
+        ``logits``. A probability of 0 adds nothing to the loss, even where a logit is -inf (torch:
+        NaN there).
+    label_smoothing : float, default 0.0
+        From 0 to 1: the share of the label that is spread over all classes.
+    weight : array, shape (C,), optional
+        Of the classes, of the dtype of ``logits``.
+    ignore_index : int, optional
+        Rows with this integer label add nothing, and their gradient is zero.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the number of rows; for integer labels by the sum of the weights of the
+        labels that are not ignored (if there are none the mean is NaN, as in torch). "none"
+        returns the loss of every row, and the gradient of their sum.
+    out : array, optional
+        Takes the gradient: of the shape and dtype of ``logits``, in C order; may be ``logits``.
+
+    Returns
+    -------
+    loss : float or array
+        A float, added up in double; with "none" an array (...) of the dtype of ``logits``.
+    dlogits : array, shape (..., C)
+        The gradient; ``out`` if that was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit, or a label is no class: the message has the first of those.
+        Nothing is changed then.
+
+    References
+    ----------
+    Szegedy et al., Rethinking the Inception architecture for computer vision, 2016 (smoothing).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.losses import softmax_cross_entropy
+    >>> loss, dlogits = softmax_cross_entropy(np.zeros((2, 4)), np.array([0, 3]))
+    >>> round(loss, 4)  # log(4)
+    1.3863
+    >>> dlogits
+    array([[-0.375,  0.125,  0.125,  0.125],
+           [ 0.125,  0.125,  0.125, -0.375]])
+    """
+    caller = "softmax_cross_entropy"
+    if label_smoothing != 0.0:
+        label_smoothing = _number(caller, "label_smoothing", label_smoothing, 1.0)
+    if ignore_index is not None:
+        ignore_index = _integer(caller, "ignore_index", ignore_index)
+    _check_reduction(caller, reduction)
+    return _core.softmax_cross_entropy(
+        caller, logits, labels, label_smoothing, weight, ignore_index, reduction, out
+    )
+
+
+def mse(
+    prediction: Array, target: Array, *, reduction: str = "mean", out: Array | None = None
+) -> tuple[float | Array, Array]:
+    """
+    Squared error of predictions, and its gradient: mean((prediction - target)^2).
+
+    Parameters
+    ----------
+    prediction, target : array
+        float32 or float64, of the same shape and dtype.
+    reduction : {"mean", "sum", "none"}
+        Over all elements; "none" returns every squared error, and the gradient of their sum.
+    out : array, optional
+        Takes the gradient: of the shape and dtype of ``prediction``, in C order; may be one of the
+        two inputs.
+
+    Returns
+    -------
+    loss : float or array
+        A float, added up in double; with "none" an array like ``prediction``.
+    dprediction : array
+        The gradient, 2 (prediction - target) / size for the mean; ``out`` if that was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit. Nothing is changed then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.losses import mse
+    >>> mse(np.array([1.0, 2.0]), np.array([0.0, 4.0]))
+    (2.5, array([ 1., -2.]))
+    """
+    _check_reduction("mse", reduction)
+    size = prediction.size if isinstance(prediction, np.ndarray) else 1
+    if reduction == "mean":
+        total, gradient = _core.residual(
+            "mse", "prediction", 2 / size if size else 0.0, prediction, target, out
+        )
+        return total / size if size else np.nan, gradient
+    total, gradient = _core.residual("mse", "prediction", 2.0, prediction, target, out)
+    return (total if reduction == "sum" else np.square(0.5 * gradient)), gradient
+
+
+def l2_penalty(params: Tree, weight_decay: float) -> tuple[float, Any]:
+    """
+    L2 regularization, and its gradient: weight_decay / 2 times the sum of all squares.
+
+    The lecture's lambda / (2 m) of m examples is ``weight_decay = lambda / m``. Added to the
+    gradients, it is the ``weight_decay`` of `fastopt.SGD` and `fastopt.Adam` (not of AdamW).
+
+    Parameters
+    ----------
+    params : array or tree of arrays
+        float32 or float64.
+    weight_decay : float
+        At least 0.
+
+    Returns
+    -------
+    loss : float
+        Added up in double.
+    grads : tree like params
+        weight_decay times every array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.losses import l2_penalty
+    >>> l2_penalty({"W": np.array([3.0, 4.0])}, 0.1)
+    (1.25, {'W': array([0.3, 0.4])})
+    """
+    weight_decay = _number("l2_penalty", "weight_decay", weight_decay, np.inf)
+    loss, gradients = 0.0, []
+    for name, array in named_arrays(params).items():
+        turned = array.flags.fnc  # Fortran's order: then the gradient has it, too
+        total, gradient = _core.residual(
+            "l2_penalty",
+            f"params['{name}']",
+            weight_decay,
+            array.T if turned else array,
+            None,
+            None,
+        )
+        loss += weight_decay / 2 * total
+        gradients.append(gradient.T if turned else gradient)
+    return loss, rebuild(params, gradients)
