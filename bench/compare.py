@@ -22,14 +22,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import compare_losses
+import compare_norm
 import compare_optimizers
 import fastopt
 import interleave
 import peers
 from interleave import OURS, Result
 
-SECONDS, QUICK_SECONDS = 3.0, 0.5  # of taking turns, for a row
-ROWS = [*compare_optimizers.rows()]
+SECONDS, QUICK_SECONDS = 0.4, 0.1  # of turns, for each candidate of a row
+ROWS = [*compare_optimizers.rows(), *compare_norm.rows(), *compare_losses.rows()]
 
 
 def machine() -> dict[str, str]:
@@ -71,7 +73,7 @@ def figure(results: Sequence[Result], path: Path) -> None:
 
     threads = max(result.threads for result in results)
     results = [result for result in results if result.threads == threads]
-    colors = dict(zip(peers.PEERS, plt.get_cmap("tab10").colors, strict=False))
+    colors = {peer: f"C{k}" for k, peer in enumerate(peers.PEERS)}
     fig, (left, right) = plt.subplots(1, 2, figsize=(15, 10), width_ratios=[1, 1.1])
 
     by_size = [
@@ -132,9 +134,9 @@ def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Pa
         "of another's time over fastopt's, with the quartiles: above 1, fastopt is faster. The\n"
         "floor is the fastest of several kernels that move the bytes that the job must move and\n"
         "add one to them; its ratio is the fraction of it that fastopt reaches. GB/s counts the\n"
-        "same bytes. Parameters and gradients are the same NumPy arrays for all but JAX, which owns\n"
-        "its arrays and is given them to reuse (donated buffers). 'NumPy' is the formula in plain\n"
-        "expressions (`fastopt.reference`), 'NumPy out=' the same in place with one scratch\n"
+        "same bytes. Parameters and gradients are the same NumPy arrays for all but JAX, which\n"
+        "has its own and is given them to reuse (donated buffers). 'NumPy' is the formula as it\n"
+        "is written down (`fastopt.reference`), 'NumPy out=' the same in place with one scratch\n"
         "array, 'torch' what `torch.optim` does by default.\n\n"
         "![The times of the others over fastopt's](pictures/benchmarks.png)\n\n"
         "## Machine\n\n" + interleave.markdown([["what", "value"], *map(list, facts.items())])
@@ -158,7 +160,7 @@ def as_json(result: Result) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="measure the rows whose names contain all of them")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, wider quartiles")
     parser.add_argument("--threads", type=int, nargs="+", help="default: one and all")

@@ -6,7 +6,7 @@ A guard that cannot flake: the instructions of a step, counted by valgrind's cal
 Counts what happens in fastopt's own shared object, on the instruction set avx2 (valgrind knows no
 AVX-512) and one thread, as the difference between a few steps and more; the interpreter and NumPy
 are not in it. The count must be within 5 % of the one in count_instructions.json, where there is
-one for this compiler, pybind11 and Python. After a change that is meant, write the printed one there.
+one for this compiler, pybind11 and Python. After a change that is meant, store the new one.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main() -> int:
         runs = [(case, steps, Path(folder) / f"{k}.{steps}")
                 for k, case in enumerate(CASES) for steps in (0, STEPS)]  # fmt: skip
         processes = [start(*run) for run in runs]
-        if any([process.wait() for process in processes]):
+        if sum(process.wait() for process in processes):
             print("a run under valgrind failed")
             return 1
         totals = {(case, steps): instructions(path) for case, steps, path in runs}

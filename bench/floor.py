@@ -1,4 +1,4 @@
-"""The floor of a job: the fastest of several kernels that move the same bytes and hardly compute."""
+"""The floor of a job: the fastest of several kernels that move its bytes and hardly compute."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def interleave(candidates: Mapping[str, Candidate], seconds: float) -> dict[str,
     """
     Seconds per call of each candidate, round by round.
 
-    A candidate that has used up its share of the time rests (NaN) while the others go on; ours
+    A candidate that has used up its ``seconds`` rests (NaN) while the others go on; ours
     is in every round.
     """
     names = list(candidates)
@@ -144,9 +144,7 @@ def interleave(candidates: Mapping[str, Candidate], seconds: float) -> dict[str,
     gc.collect()
     gc.disable()
     for played in range(ROUNDS.stop):
-        awake = [
-            name for name in names if played < ROUNDS.start or spent[name] < seconds / len(names)
-        ]
+        awake = [name for name in names if played < ROUNDS.start or spent[name] < seconds]
         if not awake or awake == [OURS]:
             break
         for name in names[played % len(names) :] + names[: played % len(names)]:
