@@ -30,7 +30,7 @@ import interleave
 import peers
 from interleave import OURS, Result
 
-SECONDS, QUICK_SECONDS = 0.4, 0.1  # of turns, for each candidate of a row
+SECONDS, QUICK_SECONDS = 0.25, 0.05  # of turns, for each candidate of a row
 ROWS = [*compare_optimizers.rows(), *compare_norm.rows(), *compare_losses.rows()]
 
 
