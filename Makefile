@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*)
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch demo bench bench-compare count-instructions lint wheel clean
+.PHONY: test test-torch test-isas test-qemu demo bench bench-compare count-instructions lint wheel clean
 
 # An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
 # it, so that a rebuild compiles only what changed.
@@ -22,6 +22,19 @@ test: $(VENV)/.installed
 test-torch: $(VENV)/.installed
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet 'torch==2.13.0'
 	$(BIN)/python -m pytest -m torch
+
+# The whole suite on each instruction set of this processor.
+test-isas: $(VENV)/.installed
+	for isa in $$($(BIN)/python -c 'from fastopt import _core; print(*_core.supported_isas())'); do \
+		echo "FASTOPT_ISA=$$isa"; \
+		FASTOPT_ISA=$$isa $(BIN)/python -m pytest -m 'not torch' || exit 1; \
+	done
+
+# The quick part on a processor without AVX, on one with AVX2, and on this one.
+test-qemu: $(VENV)/.installed
+	qemu-x86_64 -cpu Nehalem $(BIN)/python tests/test_smoke.py baseline
+	qemu-x86_64 -cpu max $(BIN)/python tests/test_smoke.py avx2
+	$(BIN)/python tests/test_smoke.py
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/train_digits.py
@@ -45,7 +58,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror cpp/*.h cpp/*.cpp
+	$(BIN)/clang-format --dry-run --Werror cpp/*.h cpp/*.cpp bench/*.cpp
 
 # With its OpenMP runtime inside, so that it runs where no compiler is installed.
 wheel: $(VENV)/.installed

@@ -62,8 +62,8 @@ void step(index_t n, const T* g, T* const* s, index_t ahead) {
 
 template <class T>
 void steps(index_t n, int streams, const T* g, T* const* s, index_t ahead, int threads) {
-  constexpr void (*of_streams[])(index_t, const T*, T* const*, index_t) = {
-      step<T, 1>, step<T, 2>, step<T, 3>, step<T, 4>};
+  constexpr void (*of_streams[])(index_t, const T*, T* const*, index_t) = {step<T, 1>, step<T, 2>,
+                                                                           step<T, 3>, step<T, 4>};
 #pragma omp parallel num_threads(threads)
   {
     const Part<T> part(n, s[0]);
