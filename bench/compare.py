@@ -30,7 +30,6 @@ import interleave
 import peers
 from interleave import OURS, Result
 
-SECONDS, QUICK_SECONDS = 0.25, 0.05  # of turns, for each candidate of a row
 ROWS = [*compare_optimizers.rows(), *compare_norm.rows(), *compare_losses.rows()]
 
 
@@ -65,7 +64,7 @@ def machine() -> dict[str, str]:
 
 
 def figure(results: Sequence[Result], path: Path) -> None:
-    """Left: AdamW by size; right: every row at its largest number of threads."""
+    """AdamW by size; beside it all jobs against the best of torch, on the most threads."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,49 +72,50 @@ def figure(results: Sequence[Result], path: Path) -> None:
 
     threads = max(result.threads for result in results)
     results = [result for result in results if result.threads == threads]
-    colors = {peer: f"C{k}" for k, peer in enumerate(peers.PEERS)}
-    fig, (left, right) = plt.subplots(1, 2, figsize=(15, 10), width_ratios=[1, 1.1])
+    fig, (left, *others) = plt.subplots(1, 3, figsize=(18, 10), width_ratios=[1.2, 1, 1])
 
-    by_size = [
-        (result.row.moved // 28, result)
-        for result in results
-        if result.row.name.startswith("AdamW, ")
-        and len(result.row.name.split(", ")) == 2
-        and any(digit.isdigit() for digit in result.row.name.split(", ")[1][:1])
-    ]
-    for peer, color in colors.items():
-        points = [(size, ratio) for size, result in by_size if (ratio := result.ratio([peer]))]
-        if points:
-            x = [size for size, _ in points]
-            left.plot(x, [ratio.median for _, ratio in points], "o-", color=color, label=peer)
-            left.fill_between(
-                x, [r.low for _, r in points], [r.high for _, r in points], color=color, alpha=0.2
-            )
-    floors = [(size, ratio) for size, r in by_size if (ratio := r.ratio(r.floors()))]
-    left.plot([s for s, _ in floors], [r.median for _, r in floors], "k--", label="floor")
+    series = [r for r in results if r.row.size and r.row.name.startswith("AdamW, ")]
+    for peer in [*peers.PEERS, "floor"]:
+        of_peer = [
+            (r.row.size, ratio)
+            for r in series
+            if (ratio := r.ratio(r.floors() if peer == "floor" else [peer]))
+        ]
+        if not of_peer:
+            continue
+        sizes, ratios = zip(*of_peer, strict=True)
+        style = "k--" if peer == "floor" else "o-"
+        (line,) = left.plot(sizes, [ratio.median for ratio in ratios], style, label=peer)
+        low, high = [ratio.low for ratio in ratios], [ratio.high for ratio in ratios]
+        left.fill_between(sizes, low, high, color=line.get_color(), alpha=0.2)
     left.axhline(1, color="black", linewidth=1)
-    left.set(xscale="log", yscale="log", xlabel="elements (float32)")
-    left.set_title(f"AdamW, one array, {threads} threads: time of the others / fastopt's")
-    left.set_ylabel("times slower than fastopt")
+    left.set(xscale="log", yscale="log", xlabel="float32 elements")
+    left.set_title(f"A step of AdamW on one array, {threads} threads")
+    left.set_ylabel("time of the others / time of fastopt")
     left.grid(alpha=0.3)
     left.legend()
 
-    shown = [r for r in results if any(r.ratio([peer]) for peer in peers.TORCH)][::-1]
-    for y, result in enumerate(shown):
-        for peer, color in colors.items():
-            ratio = result.ratio([peer])
-            if ratio:
-                right.plot(ratio.median, y, "o", color=color)
-        floor = result.ratio(result.floors())
-        if floor:
-            right.plot(floor.median, y, "k|", markersize=12, markeredgewidth=2)
-    right.axvline(1, color="black", linewidth=1)
-    right.set_yticks(range(len(shown)), [result.row.name for result in shown], fontsize=8)
-    right.set(xscale="log", xlabel="times slower than fastopt (bar: the floor)")
-    right.set_title(f"Every row, {threads} threads")
-    right.grid(alpha=0.3)
+    against_torch = [
+        (r.row.name, ratio)
+        for r in reversed(results)
+        if r not in series and " out=" not in r.row.name and (ratio := r.ratio(peers.TORCH))
+    ]
+    of_layers = [(name, ratio) for name, ratio in against_torch if "_" in name]
+    of_optimizers = [pair for pair in against_torch if pair not in of_layers]
+    for axes, bars, title in zip(
+        others, (of_optimizers, of_layers), ("Optimizers", "Normalizations, losses"), strict=True
+    ):
+        for y, (_, ratio) in enumerate(bars):
+            axes.barh(y, ratio.median, color="C0" if ratio.median >= 1 else "C3")
+            axes.plot([ratio.low, ratio.high], [y, y], color="black", linewidth=1)
+            axes.text(ratio.high, y, f" {ratio.median:.3g}", va="center", fontsize=8)
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
+        axes.set(xscale="log", xlabel="best time of torch / time of fastopt")
+        axes.set_title(f"{title}, {threads} threads")
+        axes.margins(x=0.15, y=0.01)
     fig.tight_layout()
-    fig.savefig(path, dpi=100)
+    fig.savefig(path, dpi=90)
 
 
 def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Path) -> None:
@@ -177,7 +177,9 @@ def main() -> None:
             if threads == 1 != everything and not (row.one_thread or arguments.threads):
                 continue
             start = time.perf_counter()
-            result = interleave.measure(row, threads, QUICK_SECONDS if arguments.quick else SECONDS)
+            result = interleave.measure(
+                row, threads, interleave.QUICK if arguments.quick else interleave.FULL
+            )
             results.append(result)
             lines += interleave.verdicts(result)
             took = f"{time.perf_counter() - start:.0f} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -215,7 +216,7 @@ def sizes(
             targets += never_slower("numba", "JAX")
         if size == 16 * MI:
             targets += [Target(("NumPy",), 8.0)]
-        yield step_row(
+        row = step_row(
             f"{title}, {size_name(size)}",
             optimizer,
             [(size,)],
@@ -226,6 +227,7 @@ def sizes(
             else (),
             one_thread=optimizer == "AdamW",
         )
+        yield replace(row, size=size)
 
 
 def rows() -> Iterator[Row]:

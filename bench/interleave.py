@@ -25,7 +25,17 @@ OURS = "fastopt"
 # for this long, and then its timed calls take as long again.
 SETTLE_SECONDS = 0.01
 SLOW_SECONDS = 0.2  # beside a call of this length a spinning pool does not matter
-ROUNDS = range(5, 60)  # the fewest for every candidate, and the most
+FEW_ROUNDS, MOST_ROUNDS = 3, 60  # few are enough for slow calls
+
+
+class Effort(NamedTuple):
+    """How long a candidate of a row takes turns: in all, and in how many rounds at least."""
+
+    seconds: float
+    rounds: int
+
+
+FULL, QUICK = Effort(0.25, 7), Effort(0.05, FEW_ROUNDS)
 
 
 class Candidate(NamedTuple):
@@ -65,6 +75,7 @@ class Row:
     moved: int
     targets: tuple[Target, ...] = ()
     one_thread: bool = False  # measure it on one thread too
+    size: int = 0  # elements, for a row that is one of a series
 
 
 class Ratio(NamedTuple):
@@ -130,12 +141,12 @@ def turn(candidate: Candidate, expected: float) -> float:
     return timed(candidate, max(1, round(SETTLE_SECONDS / expected)))
 
 
-def interleave(candidates: Mapping[str, Candidate], seconds: float) -> dict[str, list[float]]:
+def interleave(candidates: Mapping[str, Candidate], effort: Effort) -> dict[str, list[float]]:
     """
     Seconds per call of each candidate, round by round.
 
-    A candidate that has used up its ``seconds`` rests (NaN) while the others go on; ours
-    is in every round.
+    A candidate that has done its share rests (NaN) while the others go on; ours is in every
+    round.
     """
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -143,8 +154,12 @@ def interleave(candidates: Mapping[str, Candidate], seconds: float) -> dict[str,
     expected = {name: timed(candidate, 1) for name, candidate in candidates.items()}
     gc.collect()
     gc.disable()
-    for played in range(ROUNDS.stop):
-        awake = [name for name in names if played < ROUNDS.start or spent[name] < seconds]
+    rounds = {
+        name: effort.rounds if seconds < SLOW_SECONDS else FEW_ROUNDS
+        for name, seconds in expected.items()
+    }
+    for played in range(MOST_ROUNDS):
+        awake = [name for name in names if played < rounds[name] or spent[name] < effort.seconds]
         if not awake or awake == [OURS]:
             break
         for name in names[played % len(names) :] + names[: played % len(names)]:
@@ -159,8 +174,8 @@ def interleave(candidates: Mapping[str, Candidate], seconds: float) -> dict[str,
     return times
 
 
-def measure(row: Row, threads: int, seconds: float) -> Result:
-    return Result(row, threads, interleave(row.build(threads), seconds))
+def measure(row: Row, threads: int, effort: Effort) -> Result:
+    return Result(row, threads, interleave(row.build(threads), effort))
 
 
 def agree(ours: Any, theirs: Any, before: Any, what: str) -> None:

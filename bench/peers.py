@@ -46,9 +46,8 @@ if jax is not None:
 
 def use_threads(count: int, cpus: list[int]) -> None:
     """Hold every library to so many threads, and the process to so many processors."""
-    if hasattr(os, "sched_setaffinity"):  # the only way to hold JAX, which takes what there is
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), cpus[:count])
+    for thread in os.listdir("/proc/self/task"):  # the only way to hold JAX
+        os.sched_setaffinity(int(thread), cpus[:count])
     fastopt.set_config(num_threads=count)
     if torch is not None:
         torch.set_num_threads(count)
