@@ -4,7 +4,8 @@ BIN = $(VENV)/bin
 SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*)
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch test-isas test-qemu demo bench bench-compare count-instructions lint wheel clean
+.PHONY: test test-torch test-isas test-qemu test-exhaustive demo bench bench-compare \
+	count-instructions lint wheel clean
 
 # An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
 # it, so that a rebuild compiles only what changed.
@@ -35,6 +36,10 @@ test-qemu: $(VENV)/.installed
 	qemu-x86_64 -cpu Nehalem $(BIN)/python tests/test_smoke.py baseline
 	qemu-x86_64 -cpu max $(BIN)/python tests/test_smoke.py avx2
 	$(BIN)/python tests/test_smoke.py
+
+# The kernels' float32 exp and log on every input: minutes.
+test-exhaustive: $(VENV)/.installed
+	$(BIN)/python tests/exhaustive_exp.py
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/train_digits.py

@@ -170,6 +170,7 @@ def main() -> None:
     cpus = sorted(os.sched_getaffinity(0))
     everything = fastopt.get_config()["num_threads"]
     chosen = [row for row in ROWS if all(word in row.name for word in arguments.words)]
+    effort = interleave.QUICK if arguments.quick else interleave.FULL
     results, lines = [], []
     for threads in arguments.threads or sorted({1, everything}):
         peers.use_threads(threads, cpus)

@@ -12,6 +12,9 @@ hypothesis.settings.register_profile("fastopt", derandomize=True, deadline=None,
 hypothesis.settings.load_profile("fastopt")
 
 
+_core.set_parallel_from_bytes(1 << 17)  # threads share work that is cheap to compare
+
+
 @pytest.fixture(params=_core.supported_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set of this processor in turn, in use inside the test."""

@@ -562,3 +562,13 @@ def test_two_optimizers_in_two_threads(num_threads: int) -> None:
         thread.join()
     assert results[0] is not None
     assert len(set(results)) == 1
+
+
+def test_the_gradient_of_an_array_without_axes_may_be_a_numpy_scalar() -> None:
+    w = np.array(3.0)
+    opt = fastopt.SGD(w, lr=0.25)
+    for _ in range(2):
+        opt.step(2 * w)
+    assert w == 0.75
+    with pytest.raises(TypeError, match="grads has dtype float32, its parameter has float64"):
+        opt.step(np.float32(1.0))

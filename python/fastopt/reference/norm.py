@@ -26,7 +26,8 @@ def _xhat(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Array]:
 def _dx(g: Array, xhat: Array, inverse: Array, axes: tuple[int, ...]) -> Array:
     """The gradient of x from that of xhat, g."""
     projection = (g * xhat).mean(axes, keepdims=True)
-    return inverse * (g - g.mean(axes, keepdims=True) - xhat * projection)
+    dx: Array = inverse * (g - g.mean(axes, keepdims=True) - xhat * projection)
+    return dx
 
 
 def _channel(a: MaybeArray, ndim: int, axis: int, default: float) -> Any:
@@ -306,7 +307,8 @@ def weight_norm(v: Array, g: Array) -> Array:
     array([[6., 8.]])
     """
     norms = np.linalg.norm(v.reshape(len(v), -1), axis=1)
-    return _channel(g / norms, v.ndim, 0, 1) * v
+    w: Array = _channel(g / norms, v.ndim, 0, 1) * v
+    return w
 
 
 def spectral_norm(w: Array, u: Array, n_power_iterations: int = 1) -> tuple[Array, Array]:
