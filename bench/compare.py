@@ -59,8 +59,8 @@ def machine() -> dict[str, str]:
         try:
             facts[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            facts[name] = "not installed, left out"
-    return facts
+            pass  # said below
+    return facts | ({"left out": "; ".join(peers.LEFT_OUT)} if peers.LEFT_OUT else {})
 
 
 def figure(results: Sequence[Result], path: Path) -> None:
@@ -160,27 +160,33 @@ def as_json(result: Result) -> dict[str, Any]:
 
 
 def main() -> None:
+    cpus = sorted(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="measure the rows whose names contain all of them")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, wider quartiles")
-    parser.add_argument("--threads", type=int, nargs="+", help="default: one and all")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        choices=range(1, len(cpus) + 1),
+        metavar="N",
+        help="default: one and all",
+    )
     parser.add_argument("--output", type=Path, help="folder for the report; none without it")
     arguments = parser.parse_args()
-
-    cpus = sorted(os.sched_getaffinity(0))
     everything = fastopt.get_config()["num_threads"]
     chosen = [row for row in ROWS if all(word in row.name for word in arguments.words)]
+    if not chosen:
+        parser.error(f"no row's name contains all of {arguments.words}")
     effort = interleave.QUICK if arguments.quick else interleave.FULL
     results, lines = [], []
     for threads in arguments.threads or sorted({1, everything}):
         peers.use_threads(threads, cpus)
         for row in chosen:
-            if threads == 1 != everything and not (row.one_thread or arguments.threads):
+            if threads < everything and not row.one_thread and not arguments.threads:
                 continue
             start = time.perf_counter()
-            result = interleave.measure(
-                row, threads, interleave.QUICK if arguments.quick else interleave.FULL
-            )
+            result = interleave.measure(row, threads, effort)
             results.append(result)
             lines += interleave.verdicts(result)
             took = f"{time.perf_counter() - start:.0f} s"
@@ -193,8 +199,8 @@ def main() -> None:
     missed = sum(line[-1] == "**no**" for line in lines)
     asked = sum(line[-1] != "–" for line in lines)
     print(f"{asked - missed} of {asked} targets are met.")
-    for name in peers.MISSING:
-        print(f"{name} is not installed: left out.")
+    for reason in peers.LEFT_OUT:
+        print(f"Left out: {reason}.")
     if arguments.output:
         report(results, lines, arguments.output)
 

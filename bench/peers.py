@@ -26,15 +26,15 @@ from fastopt import reference
 
 Array = NDArray[Any]
 
-MISSING: list[str] = []
-"""The libraries that are left out because they are not installed."""
+LEFT_OUT: list[str] = []
+"""What is not measured, and why."""
 
 
 def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        MISSING.append(name)
+        LEFT_OUT.append(f"{name} is not installed")
         return None
 
 
