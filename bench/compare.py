@@ -2,7 +2,7 @@
 fastopt beside NumPy, numba, PyTorch and JAX, and beside the floor that the memory sets.
 
     make bench-compare
-    python bench/compare.py [--quick] [--threads N ...] [--output docs] [words of a row's name ...]
+    python bench/compare.py [--quick] [--threads N] [--output docs] [words of a row's name ...]
 
 The candidates of a row take turns in one process; a ratio is the median (and quartiles) over the
 rounds of another's time over ours, so above 1 we are faster. The floor is the fastest of several
@@ -167,10 +167,10 @@ def main() -> None:
     parser.add_argument(
         "--threads",
         type=int,
-        nargs="+",
+        action="append",
         choices=range(1, len(cpus) + 1),
         metavar="N",
-        help="default: one and all",
+        help="may be given more than once; default: one and all",
     )
     parser.add_argument("--output", type=Path, help="folder for the report; none without it")
     arguments = parser.parse_args()
