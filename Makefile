@@ -4,7 +4,8 @@ BIN = $(VENV)/bin
 SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*)
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch test-isas test-qemu test-exhaustive demo bench lint wheel clean
+.PHONY: test test-torch test-isas test-qemu test-exhaustive demo bench bench-compare \
+	count-instructions lint wheel clean
 
 # An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
 # it, so that a rebuild compiles only what changed.
@@ -46,12 +47,23 @@ demo: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest bench --benchmark-only
 
+# A peer that cannot be installed is left out and named.
+bench-compare: $(VENV)/.installed
+	for peer in torch==2.13.0 numba jax optax; do \
+		$(BIN)/python -c "import $${peer%%==*}" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet $$peer || true; \
+	done
+	$(BIN)/python bench/compare.py --output docs
+
+count-instructions: $(VENV)/.installed
+	$(BIN)/python bench/count_instructions.py
+
 lint: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet '.[lint]' --no-build-isolation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror cpp/*.h cpp/*.cpp
+	$(BIN)/clang-format --dry-run --Werror cpp/*.h cpp/*.cpp bench/*.cpp
 
 # With its OpenMP runtime inside, so that it runs where no compiler is installed.
 wheel: $(VENV)/.installed

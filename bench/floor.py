@@ -1,0 +1,73 @@
+"""The floor of a job: the fastest of several kernels that move its bytes and hardly compute."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interleave import Candidate
+
+AHEAD = (0, 512, 1024)  # elements
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "floor.so"
+        source = Path(__file__).with_suffix(".cpp")
+        flags = ["-std=c++20", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
+        subprocess.run([os.environ.get("CXX", "c++"), *flags, source, "-o", path], check=True)
+        return ctypes.CDLL(str(path))
+
+
+def address(array: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def update(
+    gradient: NDArray[Any], streams: Sequence[NDArray[Any]], threads: int
+) -> dict[str, Candidate]:
+    """Candidates that read the gradient and change the streams in place."""
+    step = library().floor_step
+    pointers = (ctypes.c_void_p * len(streams))(*(array.ctypes.data for array in streams))
+    count, width = ctypes.c_ssize_t(gradient.size), gradient.itemsize
+
+    def candidate(ahead: int) -> Candidate:
+        distance = ctypes.c_ssize_t(ahead)
+        arguments = (count, len(streams), width, address(gradient), pointers, distance, threads)
+        # The arrays live as long as the candidate.
+        return Candidate(lambda _=(gradient, streams): step(*arguments))  # type: ignore[misc]
+
+    candidates = {f"floor {ahead}": candidate(ahead) for ahead in AHEAD}
+    before = streams[-1].copy()
+    next(iter(candidates.values())).call()
+    assert not np.array_equal(before, streams[-1]), "the floor did nothing"
+    return candidates
+
+
+def write(inputs: Sequence[NDArray[Any]], threads: int) -> dict[str, Candidate]:
+    """Candidates that read one or two float32 arrays and write one, which is mapped already."""
+    move = library().floor_write
+    x, dy = inputs[0], inputs[1] if len(inputs) > 1 else None
+    y = np.zeros_like(x)
+    second = None if dy is None else address(dy)
+
+    def candidate(streaming: int) -> Candidate:
+        arguments = (ctypes.c_ssize_t(x.size), address(x), second, address(y), streaming, threads)
+        return Candidate(lambda _=(x, dy, y): move(*arguments))  # type: ignore[misc]
+
+    candidates = {f"floor {name}": candidate(k) for k, name in enumerate(("stored", "streamed"))}
+    for each in candidates.values():
+        y[...] = 0
+        each.call()
+        assert np.array_equal(y, x + (1 if dy is None else dy)), "the floor did something else"
+    return candidates
