@@ -104,12 +104,18 @@ template <class T>
 struct Tail {
   using Mask = decltype(Vector<T>{} < Vector<T>{});
 
-  explicit Tail(index_t n) : begin(n - n % lanes_of<T>), pad(lanes_of<T> - n) {
-    for (index_t r = 0; r < registers; ++r) {
-      for (index_t k = 0; k < width_of<T>; ++k) {
-        mask[r][k] = r * width_of<T> + k >= lanes_of<T> - n % lanes_of<T> ? -1 : 0;
-      }
+  // As many zeros as lanes, then as many ones.
+  struct Edge {
+    decltype(+Mask{}[0]) value[2 * lanes_of<T>] = {};
+    constexpr Edge() {
+      for (index_t k = lanes_of<T>; k < 2 * lanes_of<T>; ++k) value[k] = -1;
     }
+  };
+  static constexpr Edge edge{};
+
+  explicit Tail(index_t n) : begin(n - n % lanes_of<T>), pad(lanes_of<T> - n) {
+    const auto* const from = edge.value + n % lanes_of<T>;
+    for (index_t r = 0; r < registers; ++r) mask[r] = load<Mask>(from + r * width_of<T>);
   }
 
   Vector<T> read(const T* x, index_t r) const {
@@ -513,6 +519,7 @@ void column_apply(const Forward& f, index_t rows, index_t stride, index_t column
   const T* const center = static_cast<const T*>(f.center);
   const T* const scale = static_cast<const T*>(f.scale);
   const T* const shift = static_cast<const T*>(f.shift);
+  constexpr index_t ahead = prefetch_bytes / index_t(sizeof(T));
   with_flags(
       [&](auto relu, auto with_residual, auto stream) {
         map_columns<T, stream>(

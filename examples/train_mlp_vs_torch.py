@@ -60,7 +60,7 @@ def torch_step(network: MLP) -> Step:
         loss = torch.nn.functional.cross_entropy(model(torch.from_numpy(x)), torch.from_numpy(y))
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return float(loss.item())
 
     return step
 
@@ -92,7 +92,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(fastopt.get_config()["num_threads"])
     print(f"{os.cpu_count()} processors; milliseconds per step, medians of {STEPS}")
-    print(f"{'batch':>6}{'width':>7}{'fastopt':>10}{'torch':>9}{'ratio':>7}{'losses differ by':>18}")
+    head = f"{'batch':>6}{'width':>7}{'fastopt':>10}{'torch':>9}{'ratio':>7}"
+    print(f"{head}{'losses differ by':>18}")
     for batch_size in arguments.batch_sizes:
         for width in arguments.widths:
             ours, theirs, difference = compare(batch_size, width)
