@@ -43,6 +43,8 @@ void store(T* to, V value) {
   }
 }
 
+constexpr index_t prefetch_bytes = 4096;
+
 // Into the second cache: rows a power of two apart would push each other out of the first one.
 inline void prefetch_to_l2(const void* data) {
   __builtin_prefetch(data, 0, 2);
