@@ -105,12 +105,7 @@ def step_row(
             if theirs is not None:
                 agree(expected, theirs.params(), before, f"{name}: {peer}")
                 candidates[peer] = Candidate(theirs.call)
-        if len(shapes) == 1:
-            gradient, streams = job.grads[0].ravel(), [job.params[0].ravel()]
-        else:
-            gradient, streams = draw([(count,)], dtype)[0], [np.zeros(count, dtype)]
-        streams += [np.zeros_like(gradient) for _ in states]
-        return {**candidates, **floor.update(gradient, streams, threads)}
+        return {**candidates, **floor.update(count, dtype, 1 + len(states), threads)}
 
     moved = (3 + 2 * len(states)) * count * item
     return Row(name, build, moved, targets, one_thread)
