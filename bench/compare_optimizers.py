@@ -16,8 +16,6 @@ import peers
 from interleave import OURS, Candidate, Row, Target, agree
 
 Shapes = list[tuple[int, ...]]
-FLOORS = tuple(f"floor {ahead}" for ahead in floor.AHEAD)
-FLOOR = "the floor"
 BEST = "the best of torch's default, foreach and fused"
 SLOW_TO_COMPILE = 20  # more arrays than this, and torch.compile and JAX take minutes
 
@@ -188,7 +186,7 @@ def subnormal_row(optimizer: str, what: str) -> Row:
 
 
 def floor_target(at_least: float) -> Target:
-    return Target(FLOORS, at_least, label=FLOOR)
+    return Target(tuple(floor.VARIANTS), at_least, label="the floor")
 
 
 def never_slower(*names: str) -> list[Target]:

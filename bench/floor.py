@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from interleave import Candidate
 
-AHEAD = (0, 512, 1024)  # elements
+# Elements ahead, or not prefetched; and on one thread, because waking others takes microseconds.
+VARIANTS = {"floor": 0, "floor 512 ahead": 512, "floor 1024 ahead": 1024, "floor serial": 0}
 LINE, PAGE = 64, 4096  # bytes
 
 
@@ -48,15 +49,16 @@ def update(count: int, dtype: str, updated: int, threads: int) -> dict[str, Cand
     gradient, *streams = (stream(count, dtype, k) for k in range(1 + updated))
     pointers = (ctypes.c_void_p * updated)(*(array.ctypes.data for array in streams))
 
-    def candidate(ahead: int) -> Candidate:
+    def candidate(name: str, ahead: int) -> Candidate:
         distance = ctypes.c_ssize_t(ahead)
+        team = 1 if name == "floor serial" else threads
         size = ctypes.c_ssize_t(count)
         shape = (size, updated, gradient.itemsize)
-        arguments = (*shape, address(gradient), pointers, distance, threads)
+        arguments = (*shape, address(gradient), pointers, distance, team)
         # The arrays live as long as the candidate.
         return Candidate(lambda _=(gradient, streams): step(*arguments))  # type: ignore[misc]
 
-    candidates = {f"floor {ahead}": candidate(ahead) for ahead in AHEAD}
+    candidates = {name: candidate(name, ahead) for name, ahead in VARIANTS.items()}
     for done, each in enumerate(candidates.values(), start=1):
         each.call()
         assert all((array == 1 + done).all() for array in streams), "the floor did nothing"
