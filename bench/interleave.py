@@ -204,7 +204,7 @@ def verdicts(result: Result) -> list[list[str]]:
             continue
         met = "–" if asked is None else "yes" if ratio.median >= asked else "**no**"
         against = target.label or " / ".join(target.against)
-        wanted = "–" if asked is None else f"≥ {asked:g}"
+        wanted = "–" if asked is None else f"≥ {asked:.3g}"
         lines.append([result.row.name, str(result.threads), against, wanted, str(ratio), met])
     return lines
 
