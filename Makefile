@@ -13,7 +13,7 @@ $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet scikit-build-core pybind11 cmake ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]' \
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,lint]' \
 		--config-settings=cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 	touch $@
 
@@ -59,7 +59,6 @@ count-instructions: $(VENV)/.installed
 	$(BIN)/python bench/count_instructions.py
 
 lint: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet '.[lint]' --no-build-isolation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

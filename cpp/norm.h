@@ -43,6 +43,11 @@ void store(T* to, V value) {
   }
 }
 
+// Into the second cache: rows a power of two apart would push each other out of the first one.
+inline void prefetch_to_l2(const void* data) {
+  __builtin_prefetch(data, 0, 2);
+}
+
 // Streamed stores become visible to other threads.
 inline void end_of_stream() {
 #if defined(__SSE2__)
@@ -99,12 +104,18 @@ template <class T>
 struct Tail {
   using Mask = decltype(Vector<T>{} < Vector<T>{});
 
-  explicit Tail(index_t n) : begin(n - n % lanes_of<T>), pad(lanes_of<T> - n) {
-    for (index_t r = 0; r < registers; ++r) {
-      for (index_t k = 0; k < width_of<T>; ++k) {
-        mask[r][k] = r * width_of<T> + k >= lanes_of<T> - n % lanes_of<T> ? -1 : 0;
-      }
+  // As many zeros as lanes, then as many ones.
+  struct Edge {
+    decltype(+Mask{}[0]) value[2 * lanes_of<T>] = {};
+    constexpr Edge() {
+      for (index_t k = lanes_of<T>; k < 2 * lanes_of<T>; ++k) value[k] = -1;
     }
+  };
+  static constexpr Edge edge{};
+
+  explicit Tail(index_t n) : begin(n - n % lanes_of<T>), pad(lanes_of<T> - n) {
+    const auto* const from = edge.value + n % lanes_of<T>;
+    for (index_t r = 0; r < registers; ++r) mask[r] = load<Mask>(from + r * width_of<T>);
   }
 
   Vector<T> read(const T* x, index_t r) const {
@@ -125,15 +136,15 @@ struct Tail {
 // its elements of the array x, keep(v) makes those zero that are not to be counted. `ahead` is
 // where the next elements will be read, from the same place in the run on.
 template <class T, class Add>
-void each_lane(index_t n, const Tail<T>& tail, Add add) {
+void each_lane(index_t n, const Tail<T>& tail, Add add, index_t begin = 0) {
   constexpr index_t width = width_of<T>;
-  for (index_t i = 0; i < tail.begin; i += lanes_of<T>) {
+  for (index_t i = begin; i < tail.begin; i += lanes_of<T>) {
     for (index_t r = 0; r < registers; ++r) {
       add(
           r, [=](const T* x) { return load<Vector<T>>(x + i + r * width); },
           [](Vector<T> v) { return v; },
           [=](const T* x) {
-            if (r * vector_bytes % line_bytes == 0) __builtin_prefetch(x + i + r * width);
+            if (r * vector_bytes % line_bytes == 0) prefetch_to_l2(x + i + r * width);
           });
     }
   }
@@ -214,15 +225,43 @@ void moments_of(const T* x, Runs runs, bool centered, double* mean, double* m2) 
       }
       center = T(sum.total() / double(first * n));
     }
+    // Four squares are added before they meet a long sum: inputs with few bits left of their mean
+    // have squares that are 0 or 1 modulo 4, and rounding would always go down.
     Sums<T> sum, square;
-    for (index_t run = 0; run < count; ++run) {
-      const T* const from = x + begin + run * runs.stride;
-      each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto prefetch) {
-        prefetch(from + ahead);
-        const Vector<T> d = keep(value(read(from)) - center);
-        sum.part[r] += d;
-        square.part[r] += d * d;
+    const auto add_four = [&](index_t r, Vector<T> a, Vector<T> b, Vector<T> c, Vector<T> d) {
+      sum.part[r] += (a + b) + (c + d);
+      square.part[r] += (a * a + b * b) + (c * c + d * d);
+    };
+    const index_t stride = runs.stride, lanes = lanes_of<T>;
+    const T* from = x + begin;
+    index_t run = 0, i = 0;
+    for (; run + 4 <= count; run += 4, from += 4 * stride) {
+      each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto) {
+        const auto d = [&](index_t k) { return keep(value(read(from + k * stride)) - center); };
+        add_four(r, d(0), d(1), d(2), d(3));
       });
+    }
+    if (count == 1) {
+      for (; i + 4 * lanes <= n; i += 4 * lanes) {
+        for (index_t r = 0; r < registers; ++r) {
+          const auto d = [&](index_t k) {
+            const T* const at = from + i + k * lanes + r * width_of<T>;
+            if (r * vector_bytes % line_bytes == 0) prefetch_to_l2(at + ahead);
+            return value(load<Vector<T>>(at)) - center;
+          };
+          add_four(r, d(0), d(1), d(2), d(3));
+        }
+      }
+    }
+    for (; run < count; ++run, from += stride) {
+      each_lane<T>(
+          n, tail,
+          [&](index_t r, auto read, auto keep, auto) {
+            const Vector<T> d = keep(value(read(from)) - center);
+            sum.part[r] += d;
+            square.part[r] += d * d;
+          },
+          i);
     }
     const double elements = double(count * n);
     double block_mean = 0, block_m2 = square.total();
@@ -383,11 +422,11 @@ void gradient_apply(const Backward& b, Runs runs, index_t coefficient_stride) {
 // Sums in T are moved to double after this many rows.
 constexpr index_t block_rows = 64;
 
-// How far ahead to prefetch, in elements: whole groups of four rows.
+// How far ahead to prefetch, in elements: whole groups of four rows, each as far as a stream.
 template <class T>
 index_t rows_ahead(index_t stride) {
   const index_t group = 4 * stride * index_t(sizeof(T));
-  return (prefetch_bytes + group - 1) / group * (4 * stride);
+  return (4 * prefetch_bytes + group - 1) / group * (4 * stride);
 }
 
 // Calls visit(row, Flag) for groups of four rows (true) and then single ones.
@@ -429,7 +468,7 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
       map<T, false>(columns, sum, [=]<class V>(index_t c) {
         V d[count];
         for (index_t k = 0; k < count; ++k) {
-          __builtin_prefetch(row + k * stride + c + ahead);
+          prefetch_to_l2(row + k * stride + c + ahead);
           d[k] = load<V>(row + k * stride + c) - load<V>(center + c);
         }
         if constexpr (four) {
@@ -480,10 +519,12 @@ void column_apply(const Forward& f, index_t rows, index_t stride, index_t column
   const T* const center = static_cast<const T*>(f.center);
   const T* const scale = static_cast<const T*>(f.scale);
   const T* const shift = static_cast<const T*>(f.shift);
+  constexpr index_t ahead = prefetch_bytes / index_t(sizeof(T));
   with_flags(
       [&](auto relu, auto with_residual, auto stream) {
         map_columns<T, stream>(
             rows, stride, columns, static_cast<T*>(f.y), [=]<class V>(index_t i, index_t c) {
+              if constexpr (stream) __builtin_prefetch(x + i + ahead);
               V y =
                   (load<V>(x + i) - load<V>(center + c)) * load<V>(scale + c) + load<V>(shift + c);
               if constexpr (with_residual) y += load<V>(residual + i);
@@ -522,8 +563,8 @@ void column_gradient_sums(const Backward& b, index_t rows, index_t stride, index
               V g[count], gd[count];
               for (index_t k = 0; k < count; ++k) {
                 const index_t i = c + k * stride;
-                __builtin_prefetch(x + i + ahead);
-                __builtin_prefetch(dy + i + ahead);
+                prefetch_to_l2(x + i + ahead);
+                prefetch_to_l2(dy + i + ahead);
                 const V d = load<V>(x + i) - load<V>(center + c);
                 if constexpr (relu) {
                   g[k] = through<T, relu, from_y>(load<V>(dy + i), d, y + i, load<V>(scale + c),
