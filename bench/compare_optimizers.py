@@ -16,9 +16,7 @@ import peers
 from interleave import OURS, Candidate, Row, Target, agree
 
 Shapes = list[tuple[int, ...]]
-FLOORS = tuple(f"floor {ahead}" for ahead in floor.AHEAD)
-FLOOR = "the floor"
-BEST = "the best of torch's default, foreach and fused"
+BEST = "torch's best, not compiled"
 SLOW_TO_COMPILE = 20  # more arrays than this, and torch.compile and JAX take minutes
 
 KI, MI = 1 << 10, 1 << 20
@@ -105,12 +103,7 @@ def step_row(
             if theirs is not None:
                 agree(expected, theirs.params(), before, f"{name}: {peer}")
                 candidates[peer] = Candidate(theirs.call)
-        if len(shapes) == 1:
-            gradient, streams = job.grads[0].ravel(), [job.params[0].ravel()]
-        else:
-            gradient, streams = draw([(count,)], dtype)[0], [np.zeros(count, dtype)]
-        streams += [np.zeros_like(gradient) for _ in states]
-        return {**candidates, **floor.update(gradient, streams, threads)}
+        return {**candidates, **floor.update(count, dtype, 1 + len(states), threads)}
 
     moved = (3 + 2 * len(states)) * count * item
     return Row(name, build, moved, targets, one_thread)
@@ -186,14 +179,14 @@ def subnormal_row(optimizer: str, what: str) -> Row:
         return {OURS: candidate(True), normal: candidate(False)}
 
     states = peers.Job(optimizer, [], []).states()
-    targets = (Target((normal,), round(1 / 1.2, 2), label="a step of normal numbers"),)
+    targets = (Target((normal,), 1 / 1.2, label="a step of normal numbers"),)
     return Row(
         f"{optimizer}, subnormal {what}, 1 M", build, (3 + 2 * len(states)) * 4 * size, targets
     )
 
 
 def floor_target(at_least: float) -> Target:
-    return Target(FLOORS, at_least, label=FLOOR)
+    return Target(tuple(floor.VARIANTS), at_least, label="the floor")
 
 
 def never_slower(*names: str) -> list[Target]:

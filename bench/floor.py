@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from interleave import Candidate
 
-AHEAD = (0, 512, 1024)  # elements
+# Elements ahead, or not prefetched; and on one thread, because waking others takes microseconds.
+VARIANTS = {"floor": 0, "floor 512 ahead": 512, "floor 1024 ahead": 1024, "floor serial": 0}
+LINE, PAGE = 64, 4096  # bytes
 
 
 @functools.cache
@@ -33,24 +35,33 @@ def address(array: NDArray[Any]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def update(
-    gradient: NDArray[Any], streams: Sequence[NDArray[Any]], threads: int
-) -> dict[str, Candidate]:
-    """Candidates that read the gradient and change the streams in place."""
-    step = library().floor_step
-    pointers = (ctypes.c_void_p * len(streams))(*(array.ctypes.data for array in streams))
-    count, width = ctypes.c_ssize_t(gradient.size), gradient.itemsize
+def stream(count: int, dtype: str, number: int) -> NDArray[Any]:
+    """Ones that begin at a cache line, and no two streams at the same place of a page."""
+    real = np.dtype(dtype)
+    memory = np.ones(count + PAGE // real.itemsize, real)
+    place = (17 * number * LINE - memory.ctypes.data) % PAGE
+    return memory[place // real.itemsize :][:count]
 
-    def candidate(ahead: int) -> Candidate:
+
+def update(count: int, dtype: str, updated: int, threads: int) -> dict[str, Candidate]:
+    """Candidates that read a gradient and change so many streams in place."""
+    step = library().floor_step
+    gradient, *streams = (stream(count, dtype, k) for k in range(1 + updated))
+    pointers = (ctypes.c_void_p * updated)(*(array.ctypes.data for array in streams))
+
+    def candidate(name: str, ahead: int) -> Candidate:
         distance = ctypes.c_ssize_t(ahead)
-        arguments = (count, len(streams), width, address(gradient), pointers, distance, threads)
+        team = 1 if name == "floor serial" else threads
+        size = ctypes.c_ssize_t(count)
+        shape = (size, updated, gradient.itemsize)
+        arguments = (*shape, address(gradient), pointers, distance, team)
         # The arrays live as long as the candidate.
         return Candidate(lambda _=(gradient, streams): step(*arguments))  # type: ignore[misc]
 
-    candidates = {f"floor {ahead}": candidate(ahead) for ahead in AHEAD}
-    before = streams[-1].copy()
-    next(iter(candidates.values())).call()
-    assert not np.array_equal(before, streams[-1]), "the floor did nothing"
+    candidates = {name: candidate(name, ahead) for name, ahead in VARIANTS.items()}
+    for done, each in enumerate(candidates.values(), start=1):
+        each.call()
+        assert all((array == 1 + done).all() for array in streams), "the floor did nothing"
     return candidates
 
 

@@ -160,7 +160,7 @@ def interleave(candidates: Mapping[str, Candidate], effort: Effort) -> dict[str,
     }
     for played in range(MOST_ROUNDS):
         awake = [name for name in names if played < rounds[name] or spent[name] < effort.seconds]
-        if not awake or awake == [OURS]:
+        if not awake or (awake == [OURS] and len(names) > 1):
             break
         for name in names[played % len(names) :] + names[: played % len(names)]:
             if name not in awake and name != OURS:
@@ -179,14 +179,13 @@ def measure(row: Row, threads: int, effort: Effort) -> Result:
 
 
 def agree(ours: Any, theirs: Any, before: Any, what: str) -> None:
-    """Raises AssertionError unless both changed ``before``, and to the same."""
+    """Raises AssertionError unless both changed ``before``, and to the same but for rounding."""
     for mine, other, old in zip(ours, theirs, before, strict=True):
-        mine, other, old = np.asarray(mine), np.asarray(other), np.asarray(old)
-        moved = float(np.abs(mine - old).max())
-        difference = float(np.abs(mine - other).max())
-        rounding = float(np.abs(old).max()) * 1e-6
-        assert moved > rounding, f"{what}: nothing was done"
-        assert difference <= 1e-4 * moved + rounding, f"{what}: differs by {difference}"
+        mine, other, old = (np.asarray(array).ravel() for array in (mine, other, old))
+        moved, difference = np.linalg.norm(mine - old), np.linalg.norm(mine - other)
+        rounding = 2e-7 * np.linalg.norm(old)
+        assert moved > 10 * rounding, f"{what}: nothing was done"
+        assert difference <= 1e-4 * moved + rounding, f"{what}: differs by {difference / moved:g}"
 
 
 def duration(seconds: float) -> str:
@@ -205,7 +204,7 @@ def verdicts(result: Result) -> list[list[str]]:
             continue
         met = "–" if asked is None else "yes" if ratio.median >= asked else "**no**"
         against = target.label or " / ".join(target.against)
-        wanted = "–" if asked is None else f"≥ {asked:g}"
+        wanted = "–" if asked is None else f"≥ {asked:.3g}"
         lines.append([result.row.name, str(result.threads), against, wanted, str(ratio), met])
     return lines
 
