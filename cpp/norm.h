@@ -92,11 +92,17 @@ struct Sums {
   Vector<T> part[registers] = {};
 
   double total() const {
-    Pack<double, 8> eight{};
-    for (index_t i = 0; i < lanes_of<T>; i += 8) {
-      Pack<T, 8> values;
-      __builtin_memcpy(&values, reinterpret_cast<const T*>(part) + i, sizeof values);
-      eight += __builtin_convertvector(values, Pack<double, 8>);
+    double values[lanes_of<T>];  // by whole registers, which GCC converts at once
+    for (index_t r = 0; r < registers; ++r) {
+      const auto wide = __builtin_convertvector(part[r], Pack<double, width_of<T>>);
+      __builtin_memcpy(values + r * width_of<T>, &wide, sizeof wide);
+    }
+    Pack<double, 8> eight;
+    __builtin_memcpy(&eight, values, sizeof eight);
+    for (index_t i = 8; i < lanes_of<T>; i += 8) {
+      Pack<double, 8> next;
+      __builtin_memcpy(&next, values + i, sizeof next);
+      eight += next;
     }
     const auto four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
                       __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
@@ -147,6 +153,7 @@ template <class T, class Add>
 void each_lane(index_t n, const Tail<T>& tail, Add add, index_t begin = 0) {
   constexpr index_t width = width_of<T>;
   for (index_t i = begin; i < tail.begin; i += lanes_of<T>) {
+#pragma GCC unroll 8
     for (index_t r = 0; r < registers; ++r) {
       add(
           r, [=](const T* x) { return load<Vector<T>>(x + i + r * width); },
@@ -157,6 +164,7 @@ void each_lane(index_t n, const Tail<T>& tail, Add add, index_t begin = 0) {
     }
   }
   if (tail.begin == n) return;
+#pragma GCC unroll 8
   for (index_t r = 0; r < registers; ++r) {
     add(
         r, [&](const T* x) { return tail.read(x, r); },
