@@ -11,6 +11,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass
 from numbers import Integral, Real
 from operator import itemgetter
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -322,8 +323,11 @@ def random_search(
     states = optuna.trial.TrialState
     distributions = {name: dimension.distribution() for name, dimension in space.items()}
 
+    asking = Lock()  # two threads that ask a database at once may get the same trial
+
     def run(context: Context) -> None:
-        trial = study.ask(distributions)
+        with asking:
+            trial = study.ask(distributions)
         try:
             value = float(context.run(objective, trial.params))
         except BaseException:
