@@ -4,7 +4,8 @@ BIN = $(VENV)/bin
 SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*)
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch demo bench lint wheel clean
+.PHONY: test test-torch test-isas test-qemu test-exhaustive demo bench bench-compare \
+	count-instructions lint wheel clean
 
 # An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
 # it, so that a rebuild compiles only what changed.
@@ -12,7 +13,7 @@ $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet scikit-build-core pybind11 cmake ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]' \
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,lint]' \
 		--config-settings=cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 	touch $@
 
@@ -23,18 +24,45 @@ test-torch: $(VENV)/.installed
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet 'torch==2.13.0'
 	$(BIN)/python -m pytest -m torch
 
+# The whole suite on each instruction set of this processor.
+test-isas: $(VENV)/.installed
+	for isa in $$($(BIN)/python -c 'from fastopt import _core; print(*_core.supported_isas())'); do \
+		echo "FASTOPT_ISA=$$isa"; \
+		FASTOPT_ISA=$$isa $(BIN)/python -m pytest -m 'not torch' || exit 1; \
+	done
+
+# The quick part on a processor without AVX, on one with AVX2, and on this one.
+test-qemu: $(VENV)/.installed
+	qemu-x86_64 -cpu Nehalem $(BIN)/python tests/test_smoke.py baseline
+	qemu-x86_64 -cpu max $(BIN)/python tests/test_smoke.py avx2
+	$(BIN)/python tests/test_smoke.py
+
+# The kernels' float32 exp and log on every input: minutes.
+test-exhaustive: $(VENV)/.installed
+	$(BIN)/python tests/exhaustive_exp.py
+
 demo: $(VENV)/.installed
 	$(BIN)/python examples/train_digits.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest bench --benchmark-only
 
+# A peer that cannot be installed is left out and named.
+bench-compare: $(VENV)/.installed
+	for peer in torch==2.13.0 numba jax optax; do \
+		$(BIN)/python -c "import $${peer%%==*}" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet $$peer || true; \
+	done
+	$(BIN)/python bench/compare.py --output docs
+
+count-instructions: $(VENV)/.installed
+	$(BIN)/python bench/count_instructions.py
+
 lint: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet '.[lint]' --no-build-isolation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror cpp/*.h cpp/*.cpp
+	$(BIN)/clang-format --dry-run --Werror cpp/*.h cpp/*.cpp bench/*.cpp
 
 # With its OpenMP runtime inside, so that it runs where no compiler is installed.
 wheel: $(VENV)/.installed

@@ -1,58 +1,121 @@
-// The floor: the least that a step must do with memory. Reads one stream and adds one to each of
-// the others in place; every variant is tried, and the fastest counts.
+// The floor: the least that a job must do with memory, one addition for every element that it
+// writes. Every variant is tried, and the fastest counts.
 #include <omp.h>
 
 #include <cstddef>
+#include <cstdint>
 
 namespace {
 
-constexpr std::ptrdiff_t line = 64 / sizeof(float);
+using index_t = std::ptrdiff_t;
 
-template <int streams, int ahead>
-void add_one(std::ptrdiff_t n, const float* __restrict g, float* __restrict a, float* __restrict b,
-             float* __restrict c) {
-  std::ptrdiff_t i = 0;
-  for (; i + line <= n; i += line) {
-    if constexpr (ahead > 0) {
-      __builtin_prefetch(g + i + ahead);
-      __builtin_prefetch(a + i + ahead, 1);
-      if constexpr (streams > 1) __builtin_prefetch(b + i + ahead, 1);
-      if constexpr (streams > 2) __builtin_prefetch(c + i + ahead, 1);
-    }
-#pragma omp simd
-    for (std::ptrdiff_t j = i; j < i + line; ++j) {
-      a[j] += g[j];
-      if constexpr (streams > 1) b[j] += 1.0f;
-      if constexpr (streams > 2) c[j] += 1.0f;
-    }
+// The part of n elements that this thread works on: it begins and ends at a cache line of `at`.
+template <class T>
+struct Part {
+  static constexpr index_t line = 64 / index_t(sizeof(T));
+  index_t begin, end;
+
+  Part(index_t n, const T* at) {
+    const index_t parts = omp_get_num_threads(), part = omp_get_thread_num();
+    const index_t offset = index_t(reinterpret_cast<std::uintptr_t>(at) % 64 / sizeof(T));
+    const auto border = [&](index_t k) {
+      const index_t i = n / parts * k;
+      const index_t aligned = i - (i + offset) % line;
+      return k == 0 || aligned < 0 ? 0 : aligned;
+    };
+    begin = border(part);
+    end = part + 1 == parts ? n : border(part + 1);
   }
-  for (; i < n; ++i) {
+};
+
+// Reads one stream and adds one to each of the others in place.
+template <class T, int streams>
+void add_one(index_t n, const T* __restrict g, T* __restrict a, T* __restrict b, T* __restrict c,
+             T* __restrict d) {
+#pragma omp simd
+  for (index_t i = 0; i < n; ++i) {
     a[i] += g[i];
-    if constexpr (streams > 1) b[i] += 1.0f;
-    if constexpr (streams > 2) c[i] += 1.0f;
+    if constexpr (streams > 1) b[i] += T(1);
+    if constexpr (streams > 2) c[i] += T(1);
+    if constexpr (streams > 3) d[i] += T(1);
   }
 }
 
-template <int ahead>
-void run(std::ptrdiff_t n, int streams, const float* g, float* const* s) {
-  if (streams == 1) return add_one<1, ahead>(n, g, s[0], nullptr, nullptr);
-  if (streams == 2) return add_one<2, ahead>(n, g, s[0], s[1], nullptr);
-  add_one<3, ahead>(n, g, s[0], s[1], s[2]);
+template <class T, int streams>
+void step(index_t n, const T* g, T* const* s, index_t ahead) {
+  constexpr index_t line = Part<T>::line;
+  const auto add = [&](index_t from, index_t count) {
+    add_one<T, streams>(count, g + from, s[0] + from, s[1] + from, s[2] + from, s[3] + from);
+  };
+  if (ahead == 0) return add(0, n);
+  const auto past_line = index_t(reinterpret_cast<std::uintptr_t>(s[0]) % 64 / sizeof(T));
+  index_t i = past_line == 0 ? 0 : line - past_line;
+  if (i > n) i = n;
+  add(0, i);
+  for (; i + line <= n; i += line) {
+    __builtin_prefetch(g + i + ahead);
+    for (int k = 0; k < streams; ++k) __builtin_prefetch(s[k] + i + ahead, 1);
+    add(i, line);
+  }
+  add(i, n - i);
+}
+
+template <class T>
+void steps(index_t n, int streams, const T* g, T* const* s, index_t ahead, int threads) {
+  constexpr void (*of_streams[])(index_t, const T*, T* const*, index_t) = {step<T, 1>, step<T, 2>,
+                                                                           step<T, 3>, step<T, 4>};
+#pragma omp parallel num_threads(threads)
+  {
+    const Part<T> part(n, s[0]);
+    T* from[4] = {};
+    for (int k = 0; k < streams; ++k) from[k] = s[k] + part.begin;
+    of_streams[streams - 1](part.end - part.begin, g + part.begin, from, ahead);
+  }
 }
 
 }  // namespace
 
-// Elements of 4 bytes; variant 0: plain, 1 and 2: prefetched 512 and 1024 elements ahead.
-extern "C" void floor_step(std::ptrdiff_t n, int streams, const float* g, float* const* s,
-                           int variant, int threads) {
+// Gradient g, updated streams s (1 to 4), elements of 4 or 8 bytes; prefetched `ahead` elements
+// ahead, or not if it is 0.
+extern "C" void floor_step(index_t n, int streams, int item_bytes, const void* g, void* const* s,
+                           index_t ahead, int threads) {
+  if (item_bytes == 4)
+    steps(n, streams, static_cast<const float*>(g), reinterpret_cast<float* const*>(s), ahead,
+          threads);
+  else
+    steps(n, streams, static_cast<const double*>(g), reinterpret_cast<double* const*>(s), ahead,
+          threads);
+}
+
+// Writes y = x + 1, or y = x + dy where dy is given, into memory that is mapped already; with
+// stores that pass the caches by if `streaming`.
+extern "C" void floor_write(index_t n, const float* x, const float* dy, float* y, int streaming,
+                            int threads) {
 #pragma omp parallel num_threads(threads)
   {
-    const std::ptrdiff_t parts = omp_get_num_threads(), part = omp_get_thread_num();
-    const std::ptrdiff_t begin = n / parts * part, end = part + 1 == parts ? n : begin + n / parts;
-    float* shifted[3] = {};
-    for (int k = 0; k < streams; ++k) shifted[k] = s[k] + begin;
-    constexpr void (*variants[])(std::ptrdiff_t, int, const float*, float* const*) = {
-        run<0>, run<512>, run<1024>};
-    variants[variant](end - begin, streams, g + begin, shifted);
+    const Part<float> part(n, y);
+    index_t i = part.begin;
+#if defined(__SSE__)
+    if (streaming) {
+      using Four [[gnu::vector_size(16), gnu::aligned(4)]] = float;
+      for (; i < part.end && reinterpret_cast<std::uintptr_t>(y + i) % 16 != 0; ++i)
+        y[i] = x[i] + (dy ? dy[i] : 1.0f);
+      for (; i + 4 <= part.end; i += 4) {
+        const Four a = *reinterpret_cast<const Four*>(x + i);
+        const Four b = dy ? *reinterpret_cast<const Four*>(dy + i) : Four{1, 1, 1, 1};
+        __builtin_ia32_movntps(y + i, a + b);
+      }
+    }
+#endif
+    if (dy) {
+#pragma omp simd
+      for (index_t j = i; j < part.end; ++j) y[j] = x[j] + dy[j];
+    } else {
+#pragma omp simd
+      for (index_t j = i; j < part.end; ++j) y[j] = x[j] + 1.0f;
+    }
+#if defined(__SSE__)
+    if (streaming) __builtin_ia32_sfence();
+#endif
   }
 }

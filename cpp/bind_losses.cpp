@@ -105,12 +105,22 @@ Labels check_labels(const std::string& caller, py::handle object, const py::arra
   return {std::nullopt, in_order(checked)};
 }
 
+// The index of an array's element in C order: [i, j].
+std::string position_text(const py::array& array, index_t element) {
+  std::string position;
+  for (index_t axis = array.ndim(); axis-- > 0; element /= array.shape(axis)) {
+    position =
+        std::to_string(element % array.shape(axis)) + (position.empty() ? "" : ", ") + position;
+  }
+  return "[" + position + "]";
+}
+
 // Labels must be columns or `ignored`. Returns how many rows are not ignored, or the sum of their
 // labels' weights.
 template <class T>
 double weigh_labels(const std::string& caller, const long long* labels, index_t rows,
                     index_t columns, std::optional<long long> ignored, const T* weight,
-                    py::handle given) {
+                    const py::array& given) {
   const auto is_label = [=](long long label) {
     return static_cast<unsigned long long>(label) < static_cast<unsigned long long>(columns);
   };
@@ -119,10 +129,8 @@ double weigh_labels(const std::string& caller, const long long* labels, index_t 
   for (index_t i = 0; i < rows; ++i) {
     if (ignored && labels[i] == *ignored) continue;
     if (!is_label(labels[i])) {
-      fail<py::value_error>(
-          caller, ": labels",
-          text(py::module_::import("numpy").attr("unravel_index")(i, given.attr("shape"))), " is ",
-          text(given.attr("flat")[py::int_(i)]), ", expected 0 to ", columns - 1);
+      fail<py::value_error>(caller, ": labels", position_text(given, i), " is ",
+                            text(given.attr("flat")[py::int_(i)]), ", expected 0 to ", columns - 1);
     }
     ++count;
     if (weight != nullptr) sum += double(weight[labels[i]]);
@@ -161,7 +169,7 @@ py::tuple cross_entropy_of(const std::string& caller, const py::array& given_log
   apart.push_back(py::reinterpret_borrow<py::array>(labels_object));
   const T* const weights = weight_object.is_none() ? nullptr : static_cast<const T*>(weight.data());
   const double weight_sum = has_labels ? weigh_labels(caller, labels.indices->data(), rows, columns,
-                                                      ignore_index, weights, labels_object)
+                                                      ignore_index, weights, apart.back())
                                        : double(rows);
   const bool mean = reduction == "mean", none = reduction == "none";
   py::array gradient = output(out, given_logits, caller, {given_logits}, apart);
@@ -170,14 +178,12 @@ py::tuple cross_entropy_of(const std::string& caller, const py::array& given_log
   const bool has_base = !has_labels || label_smoothing != 0;
   std::vector<T> class_weight(static_cast<size_t>(columns)),
       base(has_base ? class_weight.size() : 0);
-  double base_sum = 0;
+  double all_weights = 0;
   for (size_t c = 0; c < class_weight.size(); ++c) {
     const double w = weights == nullptr ? 1.0 : double(weights[c]);
     class_weight[c] = T((1 - label_smoothing) * w);
-    if (has_base) {
-      base[c] = T(label_smoothing / double(columns) * w);
-      base_sum += double(base[c]);
-    }
+    if (has_base) base[c] = T(label_smoothing / double(columns) * w);
+    all_weights += w;
   }
   std::vector<py::ssize_t> row_shape = shape_of(given_logits);
   row_shape.pop_back();
@@ -195,7 +201,7 @@ py::tuple cross_entropy_of(const std::string& caller, const py::array& given_log
       has_labels ? nullptr : labels.probabilities.data(),
       class_weight.data(),
       has_base ? base.data() : nullptr,
-      base_sum,
+      label_smoothing * (all_weights / double(columns)),
       ignore_index.value_or(-1),
       mean ? 1 / weight_sum : 1,
       none ? losses.mutable_data() : scratch.get(),
@@ -227,29 +233,33 @@ py::tuple softmax_cross_entropy(const std::string& caller, py::handle logits_obj
 }
 
 // (sum of (x - target)^2, factor * (x - target)); no target is zero.
-py::tuple residual_of(const std::string& caller, const std::string& name, double factor,
-                      py::handle x_object, py::handle target_object, py::handle out) {
-  const py::array given = as_array(x_object, caller + ": " + name);
-  py::array target;
-  std::vector<py::array> inputs{given};
-  if (!target_object.is_none()) {
-    target = as_array(target_object, caller + ": target");
-    check_like(target, given, caller + ": target", "the prediction has");
-    inputs.push_back(target);
-    target = in_order(target);
-  }
-  py::array y = output(out, given, caller, inputs, {});
-  const py::array x = in_order(given);
-  const void* target_data = target_object.is_none() ? nullptr : target.data();
-  void* to = y.mutable_data();
+py::tuple residual_of(double factor, const py::array& given, const std::optional<py::array>& target,
+                      py::array y) {
+  const py::array x = in_order(given), from = target ? in_order(*target) : x;
+  const Dtype dtype = dtype_of(x);
+  void* const to = y.mutable_data();
   double sum = 0;
   {
     const CurrentSettings settings;
-    const Dtype dtype = dtype_of(given);
     const py::gil_scoped_release release;
-    sum = residual(settings.get(), dtype, factor, x.data(), target_data, to, x.size());
+    sum = residual(settings.get(), dtype, factor, x.data(), target ? from.data() : nullptr, to,
+                   x.size());
   }
   return py::make_tuple(sum, y);
+}
+
+py::tuple squared_error(const std::string& caller, double factor, py::handle prediction_object,
+                        py::handle target_object, py::handle out) {
+  const py::array prediction = as_array(prediction_object, caller + ": prediction");
+  const py::array target = as_array(target_object, caller + ": target");
+  check_like(target, prediction, caller + ": target", "the prediction has");
+  return residual_of(factor, prediction, target,
+                     output(out, prediction, caller, {prediction, target}, {}));
+}
+
+py::tuple squares(const std::string& where, double factor, py::handle x_object) {
+  const py::array x = as_array(x_object, where);
+  return residual_of(factor, x, std::nullopt, new_output(shape_of(x), dtype_of(x)));
 }
 
 template <bool logarithm>
@@ -269,8 +279,9 @@ void bind_losses(py::module_& m) {
   m.def("softmax_cross_entropy", &softmax_cross_entropy, py::arg("caller"), py::arg("logits"),
         py::arg("labels"), py::arg("label_smoothing"), py::arg("weight"), py::arg("ignore_index"),
         py::arg("reduction"), py::arg("out"));
-  m.def("residual", &residual_of, py::arg("caller"), py::arg("name"), py::arg("factor"),
-        py::arg("x"), py::arg("target"), py::arg("out"));
+  m.def("squared_error", &squared_error, py::arg("caller"), py::arg("factor"),
+        py::arg("prediction"), py::arg("target"), py::arg("out"));
+  m.def("squares", &squares, py::arg("where"), py::arg("factor"), py::arg("x"));
   // The kernels' exp and log, for the tests of their error.
   m.def("exp", &apply<false>, py::arg("x"));
   m.def("log", &apply<true>, py::arg("x"));

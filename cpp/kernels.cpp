@@ -8,11 +8,6 @@ namespace {
 
 #include "simd.h"
 
-// How far ahead, and from which length on. Not 4096: arrays that lie alike in their pages would
-// then push the line in use out of L1.
-constexpr index_t prefetch_bytes = 2048;
-constexpr index_t prefetch_from_bytes = 1 << 20;
-
 struct Names {
   const char* rule;
   const char* state;
@@ -40,24 +35,16 @@ void each(F f, index_t begin, index_t end, const T* __restrict g, T* __restrict 
 }
 
 // First up to a cache line's begin: large arrays of one shape usually lie alike in their lines, and
-// stores that straddle two lines halve the speed.
+// stores that straddle two lines halve the speed. Prefetching ahead was measured: within 5 % either
+// way in DRAM on Zen 4, slower in L3, so the hardware's own must do.
 template <class F, class T, class... S>
 void stream(F f, index_t n, const T* g, T* p, S*... s) {
   constexpr index_t line = line_bytes / index_t(sizeof(T));
-  constexpr index_t ahead = prefetch_bytes / index_t(sizeof(T));
   const auto past_line = index_t(reinterpret_cast<__UINTPTR_TYPE__>(p) % line_bytes / sizeof(T));
-  index_t i = past_line == 0 ? 0 : line - past_line;
-  if (i > n) i = n;
-  each(f, 0, i, g, p, s...);
-  if (n * index_t(sizeof(T)) >= prefetch_from_bytes) {
-    for (; i + line <= n; i += line) {
-      __builtin_prefetch(g + i + ahead);
-      __builtin_prefetch(p + i + ahead, 1);
-      (__builtin_prefetch(s + i + ahead, 1), ...);
-      each(f, i, i + line, g, p, s...);
-    }
-  }
-  each(f, i, n, g, p, s...);
+  const index_t head = past_line == 0 ? 0 : line - past_line;
+  const index_t first = head < n ? head : n;
+  each(f, 0, first, g, p, s...);
+  each(f, first, n, g, p, s...);
 }
 
 template <int... i>

@@ -83,9 +83,11 @@ struct Backward {
 
 // Normalization in one dtype; norm.h says what each one does.
 struct Norm {
-  void (*moments)(const void* x, Runs runs, bool centered, double* mean, double* m2);
+  void (*moments)(const void* x, Runs runs, index_t statistics, index_t apart, bool centered,
+                  double* mean, double* m2);
   void (*apply)(const Forward& f, Runs runs, index_t coefficient_stride);
-  void (*gradient_sums)(const Backward& b, Runs runs, double* sums);
+  void (*gradient_sums)(const Backward& b, Runs runs, index_t statistics, index_t apart,
+                        double* sums, double* products);
   void (*gradient_apply)(const Backward& b, Runs runs, index_t coefficient_stride);
   void (*column_moments)(const void* x, index_t rows, index_t stride, index_t columns, double* mean,
                          double* m2, void* scratch);
@@ -93,10 +95,11 @@ struct Norm {
   void (*column_gradient_sums)(const Backward& b, index_t rows, index_t stride, index_t columns,
                                double* sums, double* products, void* scratch);
   void (*column_gradient_apply)(const Backward& b, index_t rows, index_t stride, index_t columns);
-  void (*row_apply)(const Forward& f, const void* gamma, const void* beta, index_t n);
-  void (*row_gradient_sums)(const Backward& b, const void* gamma, index_t n, double* sums);
-  void (*row_gradient_apply)(const Backward& b, const void* gamma, index_t n, void* dgamma,
-                             void* dbeta);
+  void (*row_apply)(const Forward& f, const void* gamma, const void* beta, index_t rows, index_t n);
+  void (*row_gradient_sums)(const Backward& b, const void* gamma, index_t rows, index_t n,
+                            double* sums, double* products);
+  void (*row_gradient_apply)(const Backward& b, const void* gamma, index_t rows, index_t n,
+                             void* dgamma, void* dbeta);
   void (*flush_sums)(void* values, index_t n, double* sums);
   void (*add_sums)(index_t n, const double* from, double* to);
   void (*round_sums)(index_t n, const double* from, void* to);
@@ -111,9 +114,10 @@ struct Norm {
                                 const double* variance, const void* gamma, const double* sums,
                                 double* products, const void* center, void* on_dy, void* on_x,
                                 void* constant);
-  void (*group_coefficients)(index_t n, double eps, double count, double mean, double variance,
-                             const void* gamma, const double* sums, double* products, void* center,
-                             void* on_dy, void* on_x, void* constant);
+  void (*group_coefficients)(index_t groups, index_t n, double eps, double count,
+                             const double* mean, const double* variance, const void* gamma,
+                             const double* sums, double* products, const void* center, void* on_dy,
+                             void* on_x, void* constant);
 };
 
 struct Table {

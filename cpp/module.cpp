@@ -52,6 +52,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.def("built_isas", [] { return isa_names(false); });
   m.def("supported_isas", [] { return isa_names(true); });
   m.def("rules", &rules);
+  m.def("set_parallel_from_bytes", [](index_t bytes) { parallel_from_bytes = bytes; });
 
   py::class_<Settings>(m, "Settings")
       .def(py::init(&make_settings), py::arg("isa"), py::arg("num_threads"),

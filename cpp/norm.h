@@ -14,6 +14,10 @@ template <class T>
 constexpr index_t lanes_of = accumulator_bytes / index_t(sizeof(T));
 constexpr index_t registers = accumulator_bytes / vector_bytes;
 
+// So many numbers on every ISA.
+template <class T, index_t n>
+using Pack [[gnu::vector_size(n * sizeof(T))]] = T;
+
 template <class V, class T>
 V load(const T* from) {
   V value;
@@ -41,6 +45,13 @@ void store(T* to, V value) {
     __builtin_memcpy(to, &value, sizeof value);
 #endif
   }
+}
+
+constexpr index_t prefetch_bytes = 4096;
+
+// Into the second cache: rows a power of two apart would push each other out of the first one.
+inline void prefetch_to_l2(const void* data) {
+  __builtin_prefetch(data, 0, 2);
 }
 
 // Streamed stores become visible to other threads.
@@ -83,13 +94,23 @@ struct Sums {
   Vector<T> part[registers] = {};
 
   double total() const {
-    T values[lanes_of<T>];
-    __builtin_memcpy(values, part, sizeof values);
-    double sum[8] = {};
-    for (index_t i = 0; i < lanes_of<T>; i += 8) {
-      for (index_t k = 0; k < 8; ++k) sum[k] += double(values[i + k]);
+    double values[lanes_of<T>];  // by whole registers, which GCC converts at once
+    for (index_t r = 0; r < registers; ++r) {
+      const auto wide = __builtin_convertvector(part[r], Pack<double, width_of<T>>);
+      __builtin_memcpy(values + r * width_of<T>, &wide, sizeof wide);
     }
-    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+    Pack<double, 8> eight;
+    __builtin_memcpy(&eight, values, sizeof eight);
+    for (index_t i = 8; i < lanes_of<T>; i += 8) {
+      Pack<double, 8> next;
+      __builtin_memcpy(&next, values + i, sizeof next);
+      eight += next;
+    }
+    const auto four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
+                      __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+    const auto two =
+        __builtin_shufflevector(four, four, 0, 1) + __builtin_shufflevector(four, four, 2, 3);
+    return two[0] + two[1];
   }
 };
 
@@ -99,12 +120,18 @@ template <class T>
 struct Tail {
   using Mask = decltype(Vector<T>{} < Vector<T>{});
 
-  explicit Tail(index_t n) : begin(n - n % lanes_of<T>), pad(lanes_of<T> - n) {
-    for (index_t r = 0; r < registers; ++r) {
-      for (index_t k = 0; k < width_of<T>; ++k) {
-        mask[r][k] = r * width_of<T> + k >= lanes_of<T> - n % lanes_of<T> ? -1 : 0;
-      }
+  // As many zeros as lanes, then as many ones.
+  struct Edge {
+    decltype(+Mask{}[0]) value[2 * lanes_of<T>] = {};
+    constexpr Edge() {
+      for (index_t k = lanes_of<T>; k < 2 * lanes_of<T>; ++k) value[k] = -1;
     }
+  };
+  static constexpr Edge edge{};
+
+  explicit Tail(index_t n) : begin(n - n % lanes_of<T>), pad(lanes_of<T> - n) {
+    const auto* const from = edge.value + n % lanes_of<T>;
+    for (index_t r = 0; r < registers; ++r) mask[r] = load<Mask>(from + r * width_of<T>);
   }
 
   Vector<T> read(const T* x, index_t r) const {
@@ -125,19 +152,21 @@ struct Tail {
 // its elements of the array x, keep(v) makes those zero that are not to be counted. `ahead` is
 // where the next elements will be read, from the same place in the run on.
 template <class T, class Add>
-void each_lane(index_t n, const Tail<T>& tail, Add add) {
+void each_lane(index_t n, const Tail<T>& tail, Add add, index_t begin = 0) {
   constexpr index_t width = width_of<T>;
-  for (index_t i = 0; i < tail.begin; i += lanes_of<T>) {
+  for (index_t i = begin; i < tail.begin; i += lanes_of<T>) {
+#pragma GCC unroll 8
     for (index_t r = 0; r < registers; ++r) {
       add(
           r, [=](const T* x) { return load<Vector<T>>(x + i + r * width); },
           [](Vector<T> v) { return v; },
           [=](const T* x) {
-            if (r * vector_bytes % line_bytes == 0) __builtin_prefetch(x + i + r * width);
+            if (r * vector_bytes % line_bytes == 0) prefetch_to_l2(x + i + r * width);
           });
     }
   }
   if (tail.begin == n) return;
+#pragma GCC unroll 8
   for (index_t r = 0; r < registers; ++r) {
     add(
         r, [&](const T* x) { return tail.read(x, r); },
@@ -159,21 +188,33 @@ index_t ahead_of(Runs runs) {
              : prefetch_bytes / index_t(sizeof(T));
 }
 
-// Calls visit(first element, runs, elements of each run) for the blocks of a statistic: whole
-// runs as long as they fit, else equal parts of one.
-template <class T, class Visit>
-void each_block(Runs runs, Visit visit) {
-  const index_t parts = runs.inner < block ? 1 : (runs.inner + block / 2) / block;
-  const index_t even = (runs.inner + parts - 1) / parts;
-  const index_t length = (even + lanes_of<T> - 1) / lanes_of<T> * lanes_of<T>;
-  const index_t group = runs.inner < block ? block / runs.inner : 1;
-  for (index_t run = 0; run < runs.count; run += group) {
-    const index_t count = run + group <= runs.count ? group : runs.count - run;
-    for (index_t i = 0; i < runs.inner; i += length) {
-      visit(run * runs.stride + i, count, i + length <= runs.inner ? length : runs.inner - i);
+// The blocks of a statistic: whole runs as long as they fit, else equal parts of one.
+template <class T>
+struct Blocks {
+  Runs runs;
+  index_t group = 1, length;
+
+  explicit Blocks(Runs r) : runs(r), length(r.inner) {
+    if (runs.inner < block) {
+      if (runs.count > 1) group = block / runs.inner;
+    } else {
+      const index_t parts = (runs.inner + block / 2) / block;
+      const index_t even = (runs.inner + parts - 1) / parts;
+      length = (even + lanes_of<T> - 1) / lanes_of<T> * lanes_of<T>;
     }
   }
-}
+
+  // Calls visit(first element, runs, elements of each run).
+  template <class Visit>
+  void each(Visit visit) const {
+    for (index_t run = 0; run < runs.count; run += group) {
+      const index_t count = run + group <= runs.count ? group : runs.count - run;
+      for (index_t i = 0; i < runs.inner; i += length) {
+        visit(run * runs.stride + i, count, i + length <= runs.inner ? length : runs.inner - i);
+      }
+    }
+  }
+};
 
 // The mean and the sum of squared deviations of a and of b become that of both.
 inline void merge(double count_a, double* mean_a, double* m2_a, double count_b,
@@ -192,7 +233,8 @@ constexpr double shrink = sizeof(T) == 4 ? 0x1p-100 : 0x1p-600;
 
 // Scaled, squares of huge elements do not overflow.
 template <class T, bool scaled>
-void moments_of(const T* x, Runs runs, bool centered, double* mean, double* m2) {
+void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean, double* m2) {
+  const Runs runs = blocks.runs;
   const auto value = [](Vector<T> v) {
     if constexpr (scaled) v *= T(shrink<T>);
     return v;
@@ -201,10 +243,11 @@ void moments_of(const T* x, Runs runs, bool centered, double* mean, double* m2) 
   double counted = 0;
   T center = 0;
   *mean = *m2 = 0;
-  each_block<T>(runs, [&](index_t begin, index_t count, index_t n) {
+  blocks.each([&](index_t begin, index_t count, index_t n) {
     const Tail<T> tail(n);
     if (centered && counted == 0) {
-      const index_t some = (lanes_of<T> * 2 + n - 1) / n, first = some < count ? some : count;
+      const index_t some = count == 1 ? 1 : (lanes_of<T> * 2 + n - 1) / n;
+      const index_t first = some < count ? some : count;
       Sums<T> sum;
       for (index_t run = 0; run < first; ++run) {
         const T* const from = x + begin + run * runs.stride;
@@ -214,15 +257,43 @@ void moments_of(const T* x, Runs runs, bool centered, double* mean, double* m2) 
       }
       center = T(sum.total() / double(first * n));
     }
+    // Four squares are added before they meet a long sum: inputs with few bits left of their mean
+    // have squares that are 0 or 1 modulo 4, and rounding would always go down.
     Sums<T> sum, square;
-    for (index_t run = 0; run < count; ++run) {
-      const T* const from = x + begin + run * runs.stride;
-      each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto prefetch) {
-        prefetch(from + ahead);
-        const Vector<T> d = keep(value(read(from)) - center);
-        sum.part[r] += d;
-        square.part[r] += d * d;
+    const auto add_four = [&](index_t r, Vector<T> a, Vector<T> b, Vector<T> c, Vector<T> d) {
+      sum.part[r] += (a + b) + (c + d);
+      square.part[r] += (a * a + b * b) + (c * c + d * d);
+    };
+    const index_t stride = runs.stride, lanes = lanes_of<T>;
+    const T* from = x + begin;
+    index_t run = 0, i = 0;
+    for (; run + 4 <= count; run += 4, from += 4 * stride) {
+      each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto) {
+        const auto d = [&](index_t k) { return keep(value(read(from + k * stride)) - center); };
+        add_four(r, d(0), d(1), d(2), d(3));
       });
+    }
+    if (count == 1) {
+      for (; i + 4 * lanes <= n; i += 4 * lanes) {
+        for (index_t r = 0; r < registers; ++r) {
+          const auto d = [&](index_t k) {
+            const T* const at = from + i + k * lanes + r * width_of<T>;
+            if (r * vector_bytes % line_bytes == 0) prefetch_to_l2(at + ahead);
+            return value(load<Vector<T>>(at)) - center;
+          };
+          add_four(r, d(0), d(1), d(2), d(3));
+        }
+      }
+    }
+    for (; run < count; ++run, from += stride) {
+      each_lane<T>(
+          n, tail,
+          [&](index_t r, auto read, auto keep, auto) {
+            const Vector<T> d = keep(value(read(from)) - center);
+            sum.part[r] += d;
+            square.part[r] += d * d;
+          },
+          i);
     }
     const double elements = double(count * n);
     double block_mean = 0, block_m2 = square.total();
@@ -252,9 +323,14 @@ inline bool finite(double x) {
 }
 
 template <class T>
-void moments(const void* x, Runs runs, bool centered, double* mean, double* m2) {
-  moments_of<T, false>(static_cast<const T*>(x), runs, centered, mean, m2);
-  if (!finite(*m2)) moments_of<T, true>(static_cast<const T*>(x), runs, centered, mean, m2);
+void moments(const void* data, Runs runs, index_t statistics, index_t apart, bool centered,
+             double* mean, double* m2) {
+  const Blocks<T> blocks(runs);
+  const T* x = static_cast<const T*>(data);
+  for (index_t i = 0; i < statistics; ++i, x += apart) {
+    moments_of<T, false>(x, blocks, centered, mean + i, m2 + i);
+    if (!finite(m2[i])) moments_of<T, true>(x, blocks, centered, mean + i, m2 + i);
+  }
 }
 
 // Turns flags into constants: call(true or false as types...).
@@ -312,39 +388,46 @@ V through(V dy, V x, const T* y, C scale, C shift) {
   }
 }
 
-// sums[0] = sum of dy, sums[1] = sum of dy (x - center).
+// Sums of dy and products dy (x - center) of every statistic, each with its coefficients.
 template <class T>
-void gradient_sums(const Backward& b, Runs runs, double* sums) {
-  const T* const dy = static_cast<const T*>(b.dy);
-  const T* const x = static_cast<const T*>(b.x);
-  const T* const y = static_cast<const T*>(b.y);
-  const T center = *static_cast<const T*>(b.center);
-  const T scale = *static_cast<const T*>(b.scale), shift = *static_cast<const T*>(b.shift);
+void gradient_sums(const Backward& b, Runs runs, index_t statistics, index_t apart, double* sums,
+                   double* products) {
   const index_t ahead = ahead_of<T>(runs);
-  sums[0] = sums[1] = 0;
+  const Blocks<T> blocks(runs);
   with_flags(
       [&](auto relu, auto from_y) {
-        each_block<T>(runs, [&](index_t begin, index_t count, index_t n) {
-          const Tail<T> tail(n);
-          Sums<T> sum, product;
-          for (index_t run = 0; run < count; ++run) {
-            const index_t at = begin + run * runs.stride;
-            each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto prefetch) {
-              prefetch(x + at + ahead);
-              prefetch(dy + at + ahead);
-              const Vector<T> d = read(x + at) - center;
-              Vector<T> g = read(dy + at);
-              if constexpr (relu) {
-                const Vector<T> v = from_y ? read(y + at) : d * scale + shift;
-                g = rectified_gradient(v, g);
-              }
-              sum.part[r] += keep(g);
-              product.part[r] += keep(g * d);
-            });
-          }
-          sums[0] += sum.total();
-          sums[1] += product.total();
-        });
+        for (index_t i = 0; i < statistics; ++i) {
+          const T* const dy = static_cast<const T*>(b.dy) + i * apart;
+          const T* const x = static_cast<const T*>(b.x) + i * apart;
+          const T* const y = from_y ? static_cast<const T*>(b.y) + i * apart : x;
+          const T center = static_cast<const T*>(b.center)[i];
+          const T scale = relu ? static_cast<const T*>(b.scale)[i] : T(0);
+          const T shift = relu ? static_cast<const T*>(b.shift)[i] : T(0);
+          double dy_total = 0, product_total = 0;
+          blocks.each([&](index_t begin, index_t count, index_t n) {
+            const Tail<T> tail(n);
+            Sums<T> sum, product;
+            for (index_t run = 0; run < count; ++run) {
+              const index_t at = begin + run * runs.stride;
+              each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto prefetch) {
+                prefetch(x + at + ahead);
+                prefetch(dy + at + ahead);
+                const Vector<T> d = read(x + at) - center;
+                Vector<T> g = read(dy + at);
+                if constexpr (relu) {
+                  const Vector<T> v = from_y ? read(y + at) : d * scale + shift;
+                  g = rectified_gradient(v, g);
+                }
+                sum.part[r] += keep(g);
+                product.part[r] += keep(g * d);
+              });
+            }
+            dy_total += sum.total();
+            product_total += product.total();
+          });
+          sums[i] = dy_total;
+          products[i] = product_total;
+        }
       },
       b.relu, b.y != nullptr);
 }
@@ -383,11 +466,11 @@ void gradient_apply(const Backward& b, Runs runs, index_t coefficient_stride) {
 // Sums in T are moved to double after this many rows.
 constexpr index_t block_rows = 64;
 
-// How far ahead to prefetch, in elements: whole groups of four rows.
+// How far ahead to prefetch, in elements: whole groups of four rows, each as far as a stream.
 template <class T>
 index_t rows_ahead(index_t stride) {
   const index_t group = 4 * stride * index_t(sizeof(T));
-  return (prefetch_bytes + group - 1) / group * (4 * stride);
+  return (4 * prefetch_bytes + group - 1) / group * (4 * stride);
 }
 
 // Calls visit(row, Flag) for groups of four rows (true) and then single ones.
@@ -429,7 +512,7 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
       map<T, false>(columns, sum, [=]<class V>(index_t c) {
         V d[count];
         for (index_t k = 0; k < count; ++k) {
-          __builtin_prefetch(row + k * stride + c + ahead);
+          prefetch_to_l2(row + k * stride + c + ahead);
           d[k] = load<V>(row + k * stride + c) - load<V>(center + c);
         }
         if constexpr (four) {
@@ -459,7 +542,9 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
     }
   }
   for (index_t c = 0; c < columns; ++c) {
-    if (!finite(m2[c])) moments_of<T, true>(x + c, {rows, stride, 1}, true, mean + c, m2 + c);
+    if (!finite(m2[c])) {
+      moments_of<T, true>(x + c, Blocks<T>({rows, stride, 1}), true, mean + c, m2 + c);
+    }
   }
 }
 
@@ -480,10 +565,12 @@ void column_apply(const Forward& f, index_t rows, index_t stride, index_t column
   const T* const center = static_cast<const T*>(f.center);
   const T* const scale = static_cast<const T*>(f.scale);
   const T* const shift = static_cast<const T*>(f.shift);
+  constexpr index_t ahead = prefetch_bytes / index_t(sizeof(T));
   with_flags(
       [&](auto relu, auto with_residual, auto stream) {
         map_columns<T, stream>(
             rows, stride, columns, static_cast<T*>(f.y), [=]<class V>(index_t i, index_t c) {
+              if constexpr (stream) __builtin_prefetch(x + i + ahead);
               V y =
                   (load<V>(x + i) - load<V>(center + c)) * load<V>(scale + c) + load<V>(shift + c);
               if constexpr (with_residual) y += load<V>(residual + i);
@@ -522,8 +609,8 @@ void column_gradient_sums(const Backward& b, index_t rows, index_t stride, index
               V g[count], gd[count];
               for (index_t k = 0; k < count; ++k) {
                 const index_t i = c + k * stride;
-                __builtin_prefetch(x + i + ahead);
-                __builtin_prefetch(dy + i + ahead);
+                prefetch_to_l2(x + i + ahead);
+                prefetch_to_l2(dy + i + ahead);
                 const V d = load<V>(x + i) - load<V>(center + c);
                 if constexpr (relu) {
                   g[k] = through<T, relu, from_y>(load<V>(dy + i), d, y + i, load<V>(scale + c),
@@ -587,23 +674,27 @@ void column_gradient_apply(const Backward& b, index_t rows, index_t stride, inde
       b.relu, b.y != nullptr, b.dresidual != nullptr, b.stream);
 }
 
-// --- gamma and beta per element of a row (layer and RMS normalization) ---
+// --- gamma and beta per element of a row (layer and RMS normalization): rows of n elements ---
 
 template <class T>
-void row_apply(const Forward& f, const void* gamma_data, const void* beta_data, index_t n) {
-  const T* const x = static_cast<const T*>(f.x);
+void row_apply(const Forward& f, const void* gamma_data, const void* beta_data, index_t rows,
+               index_t n) {
   const T* const gamma = static_cast<const T*>(gamma_data);
   const T* const beta = static_cast<const T*>(beta_data);
-  const T center = *static_cast<const T*>(f.center), scale = *static_cast<const T*>(f.scale);
-  const T shift = *static_cast<const T*>(f.shift);
   with_flags(
       [&](auto with_gamma, auto with_beta, auto stream) {
-        map<T, stream>(n, static_cast<T*>(f.y), [=]<class V>(index_t i) {
-          V y = (load<V>(x + i) - center) * scale + shift;
-          if constexpr (with_gamma) y *= load<V>(gamma + i);
-          if constexpr (with_beta) y += load<V>(beta + i);
-          return y;
-        });
+        for (index_t row = 0; row < rows; ++row) {
+          const T* const x = static_cast<const T*>(f.x) + row * n;
+          const T center = static_cast<const T*>(f.center)[row];
+          const T scale = static_cast<const T*>(f.scale)[row];
+          const T shift = static_cast<const T*>(f.shift)[row];
+          map<T, stream>(n, static_cast<T*>(f.y) + row * n, [=]<class V>(index_t i) {
+            V y = (load<V>(x + i) - center) * scale + shift;
+            if constexpr (with_gamma) y *= load<V>(gamma + i);
+            if constexpr (with_beta) y += load<V>(beta + i);
+            return y;
+          });
+        }
         if (stream) end_of_stream();
       },
       gamma != nullptr, beta != nullptr, f.stream);
@@ -611,52 +702,62 @@ void row_apply(const Forward& f, const void* gamma_data, const void* beta_data, 
 
 // As gradient_sums, of gamma dy.
 template <class T>
-void row_gradient_sums(const Backward& b, const void* gamma_data, index_t n, double* sums) {
-  const T* const dy = static_cast<const T*>(b.dy);
-  const T* const x = static_cast<const T*>(b.x);
+void row_gradient_sums(const Backward& b, const void* gamma_data, index_t rows, index_t n,
+                       double* sums, double* products) {
   const T* const gamma = static_cast<const T*>(gamma_data);
-  const T center = *static_cast<const T*>(b.center);
-  sums[0] = sums[1] = 0;
+  const Blocks<T> blocks({1, n, n});
   with_flags(
       [&](auto with_gamma) {
-        each_block<T>({1, n, n}, [&](index_t begin, index_t, index_t count) {
-          Sums<T> sum, product;
-          each_lane<T>(count, Tail<T>(count), [&](index_t r, auto read, auto keep, auto) {
-            Vector<T> g = read(dy + begin);
-            if constexpr (with_gamma) g *= read(gamma + begin);
-            sum.part[r] += keep(g);
-            product.part[r] += keep(g * (read(x + begin) - center));
+        for (index_t row = 0; row < rows; ++row) {
+          const T* const dy = static_cast<const T*>(b.dy) + row * n;
+          const T* const x = static_cast<const T*>(b.x) + row * n;
+          const T center = static_cast<const T*>(b.center)[row];
+          double dy_total = 0, product_total = 0;
+          blocks.each([&](index_t begin, index_t, index_t count) {
+            Sums<T> sum, product;
+            each_lane<T>(count, Tail<T>(count), [&](index_t r, auto read, auto keep, auto) {
+              Vector<T> g = read(dy + begin);
+              if constexpr (with_gamma) g *= read(gamma + begin);
+              sum.part[r] += keep(g);
+              product.part[r] += keep(g * (read(x + begin) - center));
+            });
+            dy_total += sum.total();
+            product_total += product.total();
           });
-          sums[0] += sum.total();
-          sums[1] += product.total();
-        });
+          sums[row] = dy_total;
+          products[row] = product_total;
+        }
       },
       gamma != nullptr);
 }
 
-// dx, and the row's part of dgamma and dbeta, which is added to their sums in T.
+// dx, and the rows' part of dgamma and dbeta, which is added to their sums in T.
 template <class T>
-void row_gradient_apply(const Backward& b, const void* gamma_data, index_t n, void* dgamma_data,
-                        void* dbeta_data) {
-  const T* const dy = static_cast<const T*>(b.dy);
-  const T* const x = static_cast<const T*>(b.x);
+void row_gradient_apply(const Backward& b, const void* gamma_data, index_t rows, index_t n,
+                        void* dgamma_data, void* dbeta_data) {
   const T* const gamma = static_cast<const T*>(gamma_data);
   T* const dgamma = static_cast<T*>(dgamma_data);
   T* const dbeta = static_cast<T*>(dbeta_data);
-  const auto coefficient = [](const void* array) { return *static_cast<const T*>(array); };
-  const T center = coefficient(b.center), scale = coefficient(b.scale);
-  const T shift = coefficient(b.shift), on_dy = coefficient(b.on_dy);
-  const T on_x = coefficient(b.on_x), constant = coefficient(b.constant);
   with_flags(
       [&](auto with_gamma, auto stream) {
-        map<T, stream>(n, static_cast<T*>(b.dx), [=]<class V>(index_t i) {
-          const V d = load<V>(x + i) - center;
-          V g = load<V>(dy + i);
-          store<false>(dgamma + i, V(load<V>(dgamma + i) + g * (d * scale + shift)));
-          store<false>(dbeta + i, V(load<V>(dbeta + i) + g));
-          if constexpr (with_gamma) g *= load<V>(gamma + i);
-          return V((g * on_dy + d * on_x) + constant);
-        });
+        for (index_t row = 0; row < rows; ++row) {
+          const T* const dy = static_cast<const T*>(b.dy) + row * n;
+          const T* const x = static_cast<const T*>(b.x) + row * n;
+          const auto coefficient = [=](const void* array) {
+            return static_cast<const T*>(array)[row];
+          };
+          const T center = coefficient(b.center), scale = coefficient(b.scale);
+          const T shift = coefficient(b.shift), on_dy = coefficient(b.on_dy);
+          const T on_x = coefficient(b.on_x), constant = coefficient(b.constant);
+          map<T, stream>(n, static_cast<T*>(b.dx) + row * n, [=]<class V>(index_t i) {
+            const V d = load<V>(x + i) - center;
+            V g = load<V>(dy + i);
+            store<false>(dgamma + i, V(load<V>(dgamma + i) + g * (d * scale + shift)));
+            store<false>(dbeta + i, V(load<V>(dbeta + i) + g));
+            if constexpr (with_gamma) g *= load<V>(gamma + i);
+            return V((g * on_dy + d * on_x) + constant);
+          });
+        }
         if (stream) end_of_stream();
       },
       gamma != nullptr, b.stream);
@@ -755,32 +856,40 @@ void backward_coefficients(index_t n, double eps, double count, const double* __
       gamma != nullptr);
 }
 
-// The same for the n channels of one group, which have the statistic of center[0] in common.
+// The same for groups of n channels, which have a statistic in common.
 template <class T>
-void group_coefficients(index_t n, double eps, double count, double mean, double variance,
-                        const void* gamma_data, const double* sums, double* products,
-                        void* center_data, void* on_dy_data, void* on_x_data, void* constant_data) {
+void group_coefficients(index_t groups, index_t n, double eps, double count, const double* mean,
+                        const double* variance, const void* gamma_data, const double* sums,
+                        double* products, const void* center_data, void* on_dy_data,
+                        void* on_x_data, void* constant_data) {
   const T* const gamma = static_cast<const T*>(gamma_data);
-  T* const center = static_cast<T*>(center_data);
+  const T* const center = static_cast<const T*>(center_data);
   T* const on_dy = static_cast<T*>(on_dy_data);
   T* const on_x = static_cast<T*>(on_x_data);
   T* const constant = static_cast<T*>(constant_data);
-  const double rest = mean - double(center[0]);
-  const double inverse = 1 / sqrt(variance + eps);
-  double sum = 0, dot = 0;
-  for (index_t i = 0; i < n; ++i) {
-    const double weight = gamma == nullptr ? 1 : double(gamma[i]);
-    products[i] = (products[i] - rest * sums[i]) * inverse;
-    sum += weight * sums[i];
-    dot += weight * products[i];
-  }
-  const double slope = -inverse * inverse * dot / count;
-  for (index_t i = 0; i < n; ++i) {
-    center[i] = center[0];
-    on_dy[i] = T((gamma == nullptr ? 1 : double(gamma[i])) * inverse);
-    on_x[i] = T(slope);
-    constant[i] = T(-inverse * sum / count - slope * rest);
-  }
+  with_flags(
+      [=](auto with_gamma) {
+        const double each = 1 / count;
+        for (index_t g = 0; g < groups; ++g) {
+          const index_t begin = g * n, end = begin + n;
+          const double rest = mean[g] - double(center[begin]);
+          const double inverse = 1 / sqrt(variance[g] + eps);
+          double sum = 0, dot = 0;
+          for (index_t i = begin; i < end; ++i) {
+            const double weight = with_gamma ? double(gamma[i]) : 1;
+            products[i] = (products[i] - rest * sums[i]) * inverse;
+            sum += weight * sums[i];
+            dot += weight * products[i];
+          }
+          const double slope = -inverse * inverse * dot * each;
+          for (index_t i = begin; i < end; ++i) {
+            on_dy[i] = T((with_gamma ? double(gamma[i]) : 1) * inverse);
+            on_x[i] = T(slope);
+            constant[i] = T(-inverse * sum * each - slope * rest);
+          }
+        }
+      },
+      gamma != nullptr);
 }
 
 template <class T>

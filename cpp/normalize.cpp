@@ -16,6 +16,7 @@ constexpr index_t sliced_up_to_bytes = 4 << 20;
 constexpr index_t slice_line_bytes = 256;
 constexpr index_t stream_from_bytes = 16 << 20;  // outputs that no cache will hold
 constexpr index_t most_chunks = 64;
+constexpr index_t hot_bytes = 1 << 14;  // of rows or groups that are visited twice
 
 index_t size_of(Dtype dtype) {
   return dtype == Dtype::float32 ? 4 : 8;
@@ -105,6 +106,25 @@ bool streams_rows(const Walk& walk, index_t channels, const void* out) {
          reinterpret_cast<__UINTPTR_TYPE__>(out) % 64 == 0;
 }
 
+// Calls visit(begin, end) for the groups of a part of all samples, as many of one sample at a time
+// as stay in the first cache.
+template <class Visit>
+void visit_groups(const GroupNorm& n, index_t group_bytes, int part, int parts, Visit visit) {
+  const Range mine = share(n.samples * n.groups, part, parts);
+  const index_t most = std::max<index_t>(1, hot_bytes / std::max<index_t>(1, group_bytes));
+  for (index_t g = mine.begin, end; g < mine.end; g = end) {
+    end = std::min({g + most, (g / n.groups + 1) * n.groups, mine.end});
+    visit(g, end);
+  }
+}
+
+// Rows that stay in the first cache; at most 64, of which it is a divisor.
+index_t hot_rows(index_t row_bytes) {
+  index_t rows = 64;
+  while (rows > 1 && rows * row_bytes > hot_bytes) rows /= 2;
+  return rows;
+}
+
 // Visits the runs of a part of the planes, from the last to the first.
 template <class Visit>
 void visit_runs_backwards(index_t outer, index_t channels, int part, int parts, Visit visit) {
@@ -160,7 +180,7 @@ void batch_norm(const Settings& settings, const BatchNorm& n, const Running& run
       const Range mine = share(channels, part, parts);
       for (index_t c = mine.begin; c < mine.end; ++c) {
         if (n.training) {
-          kernels.moments(at(n.x, c * inner, item), runs, true, n.mean + c, n.variance + c);
+          kernels.moments(at(n.x, c * inner, item), runs, 1, 0, true, n.mean + c, n.variance + c);
         }
         finish(c, c + 1);
         if (y != nullptr) kernels.apply(shifted(c * inner, c), runs, 0);
@@ -205,7 +225,7 @@ void batch_norm(const Settings& settings, const BatchNorm& n, const Running& run
           const index_t k = i / channels, c = i % channels;
           const Range planes = chunks(k, n.outer);
           kernels.moments(at(n.x, (planes.begin * channels + c) * inner, item),
-                          {planes.end - planes.begin, runs.stride, inner}, true, means[k] + c,
+                          {planes.end - planes.begin, runs.stride, inner}, 1, 0, true, means[k] + c,
                           deviations[k] + c);
         }
       }
@@ -300,10 +320,7 @@ void batch_norm_backward(const Settings& settings, const BatchNorm& n, const voi
       for (index_t c = mine.begin; c < mine.end; ++c) {
         start(c, c + 1);
         const Backward b = shifted(c * inner, c);
-        double both[2];
-        kernels.gradient_sums(b, runs, both);
-        sums[0][c] = both[0];
-        sums[1][c] = both[1];
+        kernels.gradient_sums(b, runs, 1, 0, sums[0] + c, sums[1] + c);
         finish(c, c + 1);
         kernels.gradient_apply(b, runs, 0);
       }
@@ -347,11 +364,9 @@ void batch_norm_backward(const Settings& settings, const BatchNorm& n, const voi
       for (index_t i = mine.begin; i < mine.end; ++i) {
         const index_t k = i / channels, c = i % channels;
         const Range planes = chunks(k, n.outer);
-        double both[2];
         kernels.gradient_sums(shifted((planes.begin * channels + c) * inner, c),
-                              {planes.end - planes.begin, runs.stride, inner}, both);
-        parts_of_dy[k][c] = both[0];
-        parts_of_product[k][c] = both[1];
+                              {planes.end - planes.begin, runs.stride, inner}, 1, 0,
+                              parts_of_dy[k] + c, parts_of_product[k] + c);
       }
     }
   });
@@ -386,22 +401,23 @@ void group_norm(const Settings& settings, const GroupNorm& n, void* y) {
   const index_t item = size_of(n.dtype), run = n.inner, group = n.channels * n.inner;
   const index_t bytes = n.samples * n.groups * group * item;
   parallel_for(settings, 2 * bytes, [&](int part, int parts) {
-    const Range mine = share(n.samples * n.groups, part, parts);
-    const Scratch coefficients(5, n.channels);
-    for (index_t g = mine.begin; g < mine.end; ++g) {
-      const index_t c = g % n.groups * n.channels;
-      kernels.moments(at(n.x, g * group, item), {1, group, group}, true, n.mean + g,
+    const Scratch coefficients(5, n.groups * n.channels);
+    visit_groups(n, group * item, part, parts, [&](index_t g, index_t end) {
+      const index_t c = g % n.groups * n.channels, channels = (end - g) * n.channels;
+      kernels.moments(at(n.x, g * group, item), {1, group, group}, end - g, group, true, n.mean + g,
                       n.variance + g);
-      n.variance[g] /= double(group);
-      std::fill_n(coefficients[3], n.channels, n.mean[g]);
-      std::fill_n(coefficients[4], n.channels, n.variance[g]);
-      kernels.forward_coefficients(n.channels, n.eps, coefficients[3], coefficients[4],
+      for (index_t i = g; i < end; ++i) {
+        n.variance[i] /= double(group);
+        std::fill_n(coefficients[3] + (i - g) * n.channels, n.channels, n.mean[i]);
+        std::fill_n(coefficients[4] + (i - g) * n.channels, n.channels, n.variance[i]);
+      }
+      kernels.forward_coefficients(channels, n.eps, coefficients[3], coefficients[4],
                                    at(n.gamma, c, item), at(n.beta, c, item), coefficients[0],
                                    coefficients[1], coefficients[2]);
       kernels.apply({at(n.x, g * group, item), nullptr, at(y, g * group, item), coefficients[0],
                      coefficients[1], coefficients[2], false, streams(bytes)},
-                    {n.channels, run, run}, 1);
-    }
+                    {channels, run, run}, 1);
+    });
   });
 }
 
@@ -412,38 +428,37 @@ void group_norm_backward(const Settings& settings, const GroupNorm& n, const voi
   const index_t bytes = n.samples * n.groups * group * item, channels = n.groups * n.channels;
   const Scratch sums(n.samples, channels), products(n.samples, channels);
   parallel_for(settings, 3 * bytes, [&](int part, int parts) {
-    const Range mine = share(n.samples * n.groups, part, parts);
-    const Scratch coefficients(6, n.channels);
-    for (index_t g = mine.begin; g < mine.end; ++g) {
-      const index_t sample = g / n.groups, c = g % n.groups * n.channels;
-      double* const sum = sums[sample] + c;
-      double* const product = products[sample] + c;
-      kernels.forward_coefficients(1, n.eps, n.mean + g, n.variance + g, nullptr, nullptr,
-                                   coefficients[0], coefficients[1], coefficients[2]);
-      Backward b{};
-      b.center = coefficients[0];
-      b.scale = coefficients[1];
-      b.shift = coefficients[2];
-      for (index_t k = 0; k < n.channels; ++k) {
-        b.dy = at(dy, g * group + k * run, item);
-        b.x = at(n.x, g * group + k * run, item);
-        double both[2];
-        kernels.gradient_sums(b, {1, run, run}, both);
-        sum[k] = both[0];
-        product[k] = both[1];
+    const Scratch coefficients(6, channels), statistics(2, channels);
+    visit_groups(n, group * item, part, parts, [&](index_t g, index_t end) {
+      const index_t c = g % n.groups * n.channels, count = (end - g) * n.channels;
+      double* const sum = sums[g / n.groups] + c;
+      double* const product = products[g / n.groups] + c;
+      for (index_t i = g; i < end; ++i) {
+        std::fill_n(statistics[0] + (i - g) * n.channels, n.channels, n.mean[i]);
+        std::fill_n(statistics[1] + (i - g) * n.channels, n.channels, n.variance[i]);
       }
-      kernels.group_coefficients(n.channels, n.eps, double(group), n.mean[g], n.variance[g],
-                                 at(n.gamma, c, item), sum, product, coefficients[0],
-                                 coefficients[3], coefficients[4], coefficients[5]);
-      b.dy = at(dy, g * group, item);
-      b.x = at(n.x, g * group, item);
-      b.dx = at(dx, g * group, item);
-      b.on_dy = coefficients[3];
-      b.on_x = coefficients[4];
-      b.constant = coefficients[5];
-      b.stream = streams(bytes);
-      kernels.gradient_apply(b, {n.channels, run, run}, 1);
-    }
+      kernels.forward_coefficients(count, n.eps, statistics[0], statistics[1], nullptr, nullptr,
+                                   coefficients[0], coefficients[1], coefficients[2]);
+      const Backward b{at(dy, g * group, item),
+                       at(n.x, g * group, item),
+                       nullptr,
+                       at(dx, g * group, item),
+                       nullptr,
+                       coefficients[0],
+                       coefficients[1],
+                       coefficients[2],
+                       coefficients[3],
+                       coefficients[4],
+                       coefficients[5],
+                       false,
+                       streams(bytes)};
+      kernels.gradient_sums(b, {1, run, run}, count, run, sum, product);
+      kernels.group_coefficients(end - g, n.channels, n.eps, double(group), n.mean + g,
+                                 n.variance + g, at(n.gamma, c, item), sum, product,
+                                 coefficients[0], coefficients[3], coefficients[4],
+                                 coefficients[5]);
+      kernels.gradient_apply(b, {count, run, run}, 1);
+    });
   });
   parallel_for(settings, 16 * n.samples * channels, [&](int part, int parts) {
     const Range mine = share(channels, part, parts);
@@ -460,18 +475,21 @@ void group_norm_backward(const Settings& settings, const GroupNorm& n, const voi
 void layer_norm(const Settings& settings, const LayerNorm& n, void* y) {
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = size_of(n.dtype), bytes = n.rows * n.columns * item;
+  const index_t columns = n.columns, most = hot_rows(columns * item);
   parallel_for(settings, 2 * bytes, [&](int part, int parts) {
     const Range mine = share(n.rows, part, parts);
-    double center, scale, shift;
-    for (index_t r = mine.begin; r < mine.end; ++r) {
-      const void* const x = at(n.x, r * n.columns, item);
-      kernels.moments(x, {1, n.columns, n.columns}, n.centered, n.mean + r, n.variance + r);
-      n.variance[r] /= double(n.columns);
-      kernels.forward_coefficients(1, n.eps, n.mean + r, n.variance + r, nullptr, nullptr, &center,
-                                   &scale, &shift);
+    double center[64], scale[64], shift[64];
+    for (index_t r = mine.begin; r < mine.end; r += most) {
+      const index_t rows = std::min(most, mine.end - r);
+      const void* const x = at(n.x, r * columns, item);
+      kernels.moments(x, {1, columns, columns}, rows, columns, n.centered, n.mean + r,
+                      n.variance + r);
+      for (index_t i = r; i < r + rows; ++i) n.variance[i] /= double(columns);
+      kernels.forward_coefficients(rows, n.eps, n.mean + r, n.variance + r, nullptr, nullptr,
+                                   center, scale, shift);
       kernels.row_apply(
-          {x, nullptr, at(y, r * n.columns, item), &center, &scale, &shift, false, streams(bytes)},
-          n.gamma, n.beta, n.columns);
+          {x, nullptr, at(y, r * columns, item), center, scale, shift, false, streams(bytes)},
+          n.gamma, n.beta, rows, columns);
     }
   });
 }
@@ -480,41 +498,42 @@ void layer_norm_backward(const Settings& settings, const LayerNorm& n, const voi
                          void* dgamma, void* dbeta) {
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = size_of(n.dtype), bytes = n.rows * n.columns * item;
+  const index_t most = hot_rows(2 * n.columns * item);
   const Chunks chunks(n.rows, 16, 16);
   const Scratch gammas(chunks.count, n.columns), betas(chunks.count, n.columns);
   parallel_for(settings, 3 * bytes, [&](int part, int parts) {
     const Range mine = share(chunks.count, part, parts);
-    const Scratch floats(2, n.columns);
+    const Scratch floats(2, n.columns), coefficients(6, most), totals(2, most);
     std::fill_n(floats[0], 2 * n.columns, 0.0);
-    double center, scale, shift, on_dy, on_x, constant;
     for (index_t k = mine.begin; k < mine.end; ++k) {
       const Range rows = chunks(k, n.rows);
       std::fill_n(gammas[k], n.columns, 0.0);
       std::fill_n(betas[k], n.columns, 0.0);
-      for (index_t r = rows.begin; r < rows.end; ++r) {
-        kernels.forward_coefficients(1, n.eps, n.mean + r, n.variance + r, nullptr, nullptr,
-                                     &center, &scale, &shift);
+      for (index_t r = rows.begin, end; r < rows.end; r = end) {
+        end = std::min(r + most, rows.end);
+        kernels.forward_coefficients(end - r, n.eps, n.mean + r, n.variance + r, nullptr, nullptr,
+                                     coefficients[0], coefficients[1], coefficients[2]);
         const index_t first = r * n.columns;
         const Backward b{at(dy, first, item),
                          at(n.x, first, item),
                          nullptr,
                          at(dx, first, item),
                          nullptr,
-                         &center,
-                         &scale,
-                         &shift,
-                         &on_dy,
-                         &on_x,
-                         &constant,
+                         coefficients[0],
+                         coefficients[1],
+                         coefficients[2],
+                         coefficients[3],
+                         coefficients[4],
+                         coefficients[5],
                          false,
                          streams(bytes)};
-        double sums[2];
-        kernels.row_gradient_sums(b, n.gamma, n.columns, sums);
-        if (!n.centered) sums[0] = 0;
-        kernels.backward_coefficients(1, n.eps, double(n.columns), n.mean + r, n.variance + r,
-                                      nullptr, sums, sums + 1, &center, &on_dy, &on_x, &constant);
-        kernels.row_gradient_apply(b, n.gamma, n.columns, floats[0], floats[1]);
-        if ((r + 1 - rows.begin) % 64 == 0 || r + 1 == rows.end) {
+        kernels.row_gradient_sums(b, n.gamma, end - r, n.columns, totals[0], totals[1]);
+        if (!n.centered) std::fill_n(totals[0], end - r, 0.0);
+        kernels.backward_coefficients(end - r, n.eps, double(n.columns), n.mean + r, n.variance + r,
+                                      nullptr, totals[0], totals[1], coefficients[0],
+                                      coefficients[3], coefficients[4], coefficients[5]);
+        kernels.row_gradient_apply(b, n.gamma, end - r, n.columns, floats[0], floats[1]);
+        if ((end - rows.begin) % 64 == 0 || end == rows.end) {
           kernels.flush_sums(floats[0], n.columns, gammas[k]);
           kernels.flush_sums(floats[1], n.columns, betas[k]);
         }

@@ -248,17 +248,24 @@ void Plan::collect_array(size_t index, py::handle param, py::handle grad) {
   if (grad.is_none()) return;
   if (!leaf.seen_grad.matches(grad, ndarray_type_)) {
     const std::string place = where("grads", leaf.name);
-    const py::array array = as_array(grad, place);
+    // Arithmetic on an array without axes makes NumPy scalars.
+    const py::object object = py::isinstance(grad, numpy_.attr("generic"))
+                                  ? py::object(numpy_.attr("asarray")(grad))
+                                  : py::reinterpret_borrow<py::object>(grad);
+    const py::array array = as_array(object, place);
     check_like(array, leaf.param, place, "its parameter has");
     leaf.seen_grad = Seen(array);
     leaf.layout_known = false;
+    leaf.grad = array;
     moved_grads_.push_back(index);
-  } else if (const void* data = py::detail::array_proxy(grad.ptr())->data;
-             !leaf.seen_grad.is_at(data)) {
-    leaf.seen_grad.move_to(data);
-    moved_grads_.push_back(index);
+  } else {
+    const void* data = py::detail::array_proxy(grad.ptr())->data;
+    if (!leaf.seen_grad.is_at(data)) {
+      leaf.seen_grad.move_to(data);
+      moved_grads_.push_back(index);
+    }
+    leaf.grad = py::reinterpret_borrow<py::object>(grad);
   }
-  leaf.grad = py::reinterpret_borrow<py::object>(grad);
   stepped_.push_back(index);
 }
 

@@ -137,9 +137,9 @@ def draw(runs: dict[tuple[str, bool], Run], path: Path) -> None:
         ax.set_xlabel("epoch")
     for ax in axes[:, 0]:
         ax.set_ylabel("mean cross-entropy")
-    axes.flat[0].legend()
-    figure.suptitle("Handwritten digits: training and test loss; the dot is where training stops")
-    figure.tight_layout()
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="lower center", ncols=4)
+    figure.suptitle("Handwritten digits: the dot is the epoch with the lowest validation loss")
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
 

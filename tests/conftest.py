@@ -6,10 +6,13 @@ import hypothesis
 import pytest
 
 import fastopt
-from fastopt import _core
+from fastopt import _config, _core
 
 hypothesis.settings.register_profile("fastopt", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("fastopt")
+
+
+_core.set_parallel_from_bytes(1 << 17)  # threads share work that is cheap to compare
 
 
 @pytest.fixture(params=_core.supported_isas())
@@ -24,3 +27,12 @@ def preserve() -> Iterator[None]:
     """Subnormals as IEEE 754 has them, which NumPy does, too."""
     with fastopt.config_context(denormals="preserve"):
         yield
+
+
+@pytest.fixture
+def restored_config() -> Iterator[None]:
+    """For a test that changes the configuration of the process."""
+    before, source = fastopt.get_config(), _config._thread_source
+    yield
+    fastopt.set_config(**before)
+    _config._thread_source = source

@@ -135,7 +135,8 @@ def laid_out(values: Any, layout: tuple[tuple[int, ...], tuple[int, ...]]) -> An
     order, steps = layout
     room = [values.shape[axis] * abs(steps[axis]) for axis in order]
     memory = np.full(room, np.nan, values.dtype).transpose(np.argsort(order))
-    view = memory[(..., *(slice(None, None, step) for step in steps))]
+    index: Any = (..., *(slice(None, None, step) for step in steps))
+    view = memory[index]
     view[...] = values
     return view
 

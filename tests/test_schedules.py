@@ -124,7 +124,8 @@ def test_numbers_of_numpy_become_plain_ones() -> None:
     boundaries, values = np.array([10, 20]), np.array([0.5, 0.25, 0.125], np.float32)
     schedule = piecewise_constant(list(boundaries), list(values))
     assert repr(schedule) == "piecewise_constant(boundaries=(10, 20), values=(0.5, 0.25, 0.125))"
-    assert repr(cosine_annealing(np.float64(0.5), np.int64(9))) == repr(cosine_annealing(0.5, 9))
+    steps: Any = np.int64(9)
+    assert repr(cosine_annealing(np.float64(0.5), steps)) == repr(cosine_annealing(0.5, 9))
 
 
 # Closed forms

@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import threading
+from collections.abc import Iterator
 from contextvars import ContextVar
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 
 from fastopt import tune
 
@@ -24,6 +26,13 @@ SPACE: dict[str, tune.Dimension] = {
     "units": tune.integer(16, 128),
     "batch_size": tune.choice([32, 64, 128]),
 }
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[RDBStorage]:
+    storage = RDBStorage(f"sqlite:///{tmp_path}/search.db")
+    yield storage
+    storage.engine.dispose()  # Python 3.13 warns of connections left open
 
 
 def bowl(params: dict[str, Any]) -> float:
@@ -186,9 +195,7 @@ def test_nan_fails_the_trial_and_the_search_goes_on(n_jobs: int) -> None:
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_an_exception_ends_the_search(n_jobs: int, tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path}/search.db"
-
+def test_an_exception_ends_the_search(n_jobs: int, storage: RDBStorage) -> None:
     def objective(params: dict[str, Any]) -> float:
         if params["x"] > 0.9:
             raise ZeroDivisionError("in the objective")
@@ -205,8 +212,7 @@ def test_an_exception_ends_the_search(n_jobs: int, tmp_path: Path) -> None:
     assert "WAITING" in states
 
 
-def test_storage_keeps_the_study(tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path}/search.db"
+def test_storage_keeps_the_study(storage: RDBStorage) -> None:
     study = tune.random_search(bowl, SPACE, 4, seed=0, refine=1, storage=storage)
     loaded = optuna.load_study(study_name=study.study_name, storage=storage)
     assert points(loaded) == points(tune.random_search(bowl, SPACE, 4, seed=0, refine=1))

@@ -228,7 +228,7 @@ def show_config() -> None:
     from fastopt import __version__
 
     config = get_config()
-    in_context = _core.context_settings.get(None) is not None
+    in_context = config["num_threads"] != _global["num_threads"]
     lines = {
         "compiler": _core.compiler,
         "OpenMP": "yes" if _core.openmp else "no: every call runs on one thread",

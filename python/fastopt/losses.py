@@ -113,7 +113,7 @@ def softmax_cross_entropy(
     ignore_index: int | None = None,
     reduction: str = "mean",
     out: Array | None = None,
-) -> tuple[float | Array, Array]:
+) -> tuple[Any, Array]:
     """
     Cross-entropy of the softmax of logits with labels, and its gradient.
 
@@ -188,7 +188,7 @@ def softmax_cross_entropy(
 
 def mse(
     prediction: Array, target: Array, *, reduction: str = "mean", out: Array | None = None
-) -> tuple[float | Array, Array]:
+) -> tuple[Any, Array]:
     """
     Squared error of predictions, and its gradient: mean((prediction - target)^2).
 
@@ -222,14 +222,14 @@ def mse(
     (2.5, array([ 1., -2.]))
     """
     _check_reduction("mse", reduction)
-    size = prediction.size if isinstance(prediction, np.ndarray) else 1
+    size = max(prediction.size, 1) if isinstance(prediction, np.ndarray) else 1
+    factor = 2 / size if reduction == "mean" else 2.0
+    total, gradient = _core.squared_error("mse", factor, prediction, target, out)
+    if reduction == "none":
+        return np.square(0.5 * gradient), gradient
     if reduction == "mean":
-        total, gradient = _core.residual(
-            "mse", "prediction", 2 / size if size else 0.0, prediction, target, out
-        )
-        return total / size if size else np.nan, gradient
-    total, gradient = _core.residual("mse", "prediction", 2.0, prediction, target, out)
-    return (total if reduction == "sum" else np.square(0.5 * gradient)), gradient
+        total = total / prediction.size if prediction.size else np.nan
+    return total, gradient
 
 
 def l2_penalty(params: Tree, weight_decay: float) -> tuple[float, Any]:
@@ -269,14 +269,8 @@ def l2_penalty(params: Tree, weight_decay: float) -> tuple[float, Any]:
     loss, gradients = 0.0, []
     for name, array in named_arrays(params).items():
         turned = array.flags.fnc  # Fortran's order: then the gradient has it, too
-        total, gradient = _core.residual(
-            "l2_penalty",
-            f"params['{name}']",
-            weight_decay,
-            array.T if turned else array,
-            None,
-            None,
-        )
+        where = f"l2_penalty: params['{name}']"
+        total, gradient = _core.squares(where, weight_decay, array.T if turned else array)
         loss += weight_decay / 2 * total
         gradients.append(gradient.T if turned else gradient)
     return loss, rebuild(params, gradients)

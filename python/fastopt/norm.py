@@ -453,8 +453,9 @@ def batch_renorm_backward(
     Parameters
     ----------
     dy : array like x
+        The gradient of y.
     saved : Saved
-        From `batch_renorm`.
+        From `batch_renorm`; x is as it was.
     out : array like x, optional
         Receives dx; it may be ``dy``.
 
@@ -468,6 +469,16 @@ def batch_renorm_backward(
     ------
     TypeError, ValueError
         If dy or out is not like x, or ``saved`` is not from `batch_renorm`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> x, mean, var = np.array([[1.0], [3.0]]), np.zeros(1), np.ones(1)
+    >>> y, saved = fastopt.batch_renorm(
+    ...     x, gamma=np.ones(1), running_mean=mean, running_var=var, training=True, eps=0.0)
+    >>> dx, dgamma, dbeta = fastopt.batch_renorm_backward(np.array([[0.0], [1.0]]), saved)
+    >>> dgamma  # r = 1, d = 2, xhat = 1
+    array([3.])
     """
     saved = _saved_of("batch_renorm", saved, dy)
     arguments, clipped, learned = saved.arguments
@@ -565,11 +576,19 @@ def group_norm_backward(
     """
     Gradients of `group_norm`.
 
+    ::
+
+        dbeta = sum dy        dgamma = sum dy xhat        xhat = (x - mean) / sqrt(var + eps)
+        dx = (g - mean(g) - xhat mean(g xhat)) / sqrt(var + eps),        g = gamma dy
+
+    The sums are those of a channel over all samples, the means those of a sample's group.
+
     Parameters
     ----------
     dy : array like x
+        The gradient of y.
     saved : Saved
-        From `group_norm`.
+        From `group_norm`; x and gamma are as they were.
     out : array like x, optional
         Receives dx; it may be ``dy``.
 
@@ -583,6 +602,15 @@ def group_norm_backward(
     ------
     TypeError, ValueError
         If dy or out is not like x, or ``saved`` is not from `group_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> x = np.array([[1.0, 3.0, 10.0, 30.0]])
+    >>> y, saved = fastopt.group_norm(x, 2, gamma=np.ones(4), eps=0.0)
+    >>> dx, dgamma, dbeta = fastopt.group_norm_backward(np.array([[1.0, 2.0, 3.0, 4.0]]), saved)
+    >>> dgamma  # dy xhat
+    array([-1.,  2., -3.,  4.])
     """
     return _group_norm_backward("group_norm", dy, saved, out)
 
@@ -662,11 +690,19 @@ def instance_norm_backward(
     """
     Gradients of `instance_norm`.
 
+    ::
+
+        dbeta = sum dy        dgamma = sum dy xhat        xhat = (x - mean) / sqrt(var + eps)
+        dx = gamma / sqrt(var + eps) (dy - mean(dy) - xhat mean(dy xhat))
+
+    The sums are those of a channel over all samples, the means those of a sample's channel.
+
     Parameters
     ----------
     dy : array like x
+        The gradient of y.
     saved : Saved
-        From `instance_norm`.
+        From `instance_norm`; x and gamma are as they were.
     out : array like x, optional
         Receives dx; it may be ``dy``.
 
@@ -680,6 +716,16 @@ def instance_norm_backward(
     ------
     TypeError, ValueError
         If dy or out is not like x, or ``saved`` is not from `instance_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> x = np.array([[[1.0, 3.0], [10.0, 30.0]]])
+    >>> y, saved = fastopt.instance_norm(x, gamma=np.ones(2), eps=0.0)
+    >>> dx, dgamma, dbeta = fastopt.instance_norm_backward(
+    ...     np.array([[[1.0, 2.0], [3.0, 5.0]]]), saved)
+    >>> dgamma  # sums of dy xhat
+    array([1., 2.])
     """
     return _group_norm_backward("instance_norm", dy, saved, out)
 
@@ -773,11 +819,19 @@ def layer_norm_backward(
     """
     Gradients of `layer_norm`.
 
+    ::
+
+        dbeta = sum dy        dgamma = sum dy xhat        xhat = (x - mean) / sqrt(var + eps)
+        dx = (g - mean(g) - xhat mean(g xhat)) / sqrt(var + eps),        g = gamma dy
+
+    The sums are over the rows, the means are those of a row.
+
     Parameters
     ----------
     dy : array like x
+        The gradient of y.
     saved : Saved
-        From `layer_norm`.
+        From `layer_norm`; x and gamma are as they were.
     out : array like x, optional
         Receives dx; it may be ``dy``.
 
@@ -791,6 +845,15 @@ def layer_norm_backward(
     ------
     TypeError, ValueError
         If dy or out is not like x, or ``saved`` is not from `layer_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> x = np.array([[1.0, 3.0], [10.0, 30.0]])
+    >>> y, saved = fastopt.layer_norm(x, 2, gamma=np.ones(2), eps=0.0)
+    >>> dx, dgamma, dbeta = fastopt.layer_norm_backward(np.array([[1.0, 2.0], [3.0, 5.0]]), saved)
+    >>> dgamma  # sums of dy xhat
+    array([-4.,  7.])
     """
     return _layer_norm_backward("layer_norm", dy, saved, out)
 
@@ -869,11 +932,19 @@ def rms_norm_backward(
     """
     Gradients of `rms_norm`.
 
+    ::
+
+        dgamma = sum dy xhat        xhat = x / sqrt(mean(x^2) + eps)
+        dx = (g - xhat mean(g xhat)) / sqrt(mean(x^2) + eps),        g = gamma dy
+
+    The sum is over the rows, the means are those of a row.
+
     Parameters
     ----------
     dy : array like x
+        The gradient of y.
     saved : Saved
-        From `rms_norm`.
+        From `rms_norm`; x and gamma are as they were.
     out : array like x, optional
         Receives dx; it may be ``dy``.
 
@@ -887,6 +958,15 @@ def rms_norm_backward(
     ------
     TypeError, ValueError
         If dy or out is not like x, or ``saved`` is not from `rms_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> x = np.array([[3.0, -3.0], [10.0, 10.0]])
+    >>> y, saved = fastopt.rms_norm(x, 2, gamma=np.ones(2), eps=0.0)
+    >>> dx, dgamma = fastopt.rms_norm_backward(np.array([[1.0, 2.0], [3.0, 5.0]]), saved)
+    >>> dgamma  # sums of dy xhat
+    array([4., 3.])
     """
     return _layer_norm_backward("rms_norm", dy, saved, out)[:2]
 

@@ -145,6 +145,7 @@ class Optimizer:
         self._params: ArrayTree = None
         self._groups: list[ParamGroup] = []
         self._states: list[dict[str, NDArray[Any]]] = []
+        self._state: Mapping[str, Mapping[str, NDArray[Any]]] = MappingProxyType({})
         if params is not None:
             self._bind(params)
 
@@ -313,14 +314,7 @@ class Optimizer:
         Its arrays can be written to (``opt.state["W"]["sum"][...] = 1.0``), not replaced.
         ``"step"`` is the number of steps that this parameter has made, an array of no axes.
         """
-        if self._plan is None:
-            return MappingProxyType({})
-        return MappingProxyType(
-            {
-                name: MappingProxyType({"step": self._plan.counts[i : i + 1].reshape(()), **state})
-                for i, (name, state) in enumerate(zip(self._plan.names, self._states, strict=True))
-            }
-        )
+        return self._state
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """
@@ -432,7 +426,12 @@ class Optimizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(
-            defaults=state["defaults"], _plan=None, _params=None, _groups=[], _states=[]
+            defaults=state["defaults"],
+            _plan=None,
+            _params=None,
+            _groups=[],
+            _states=[],
+            _state=MappingProxyType({}),
         )
         if state["options"]:
             self._bind_trees(state["params"], state["options"], state["grouped"])
@@ -540,6 +539,13 @@ class Optimizer:
                 }
                 self._plan.bind(i, rule, list(new.values()))
                 self._states[i] = new
+        counts = self._plan.counts
+        self._state = MappingProxyType(
+            {
+                name: MappingProxyType({"step": counts[i : i + 1].reshape(()), **state})
+                for i, (name, state) in enumerate(zip(self._plan.names, self._states, strict=True))
+            }
+        )
         group._options, group._rule = options, rule
 
     def _lr(self, options: Mapping[str, Any]) -> float:

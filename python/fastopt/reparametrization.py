@@ -132,6 +132,7 @@ def weight_norm_backward(dw: Array, saved: SavedWeight) -> tuple[Array, Array]:
     Parameters
     ----------
     dw : array like v
+        The gradient of w.
     saved : SavedWeight
         From `weight_norm`.
 
@@ -144,6 +145,13 @@ def weight_norm_backward(dw: Array, saved: SavedWeight) -> tuple[Array, Array]:
     ------
     TypeError, ValueError
         If dw is not like v, or ``saved`` is not from `weight_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w, saved = fastopt.weight_norm(np.array([[0.0, 2.0]]), np.array([10.0]))
+    >>> fastopt.weight_norm_backward(np.array([[1.0, 2.0]]), saved)
+    (array([[5., 0.]]), array([2.]))
     """
     saved = _saved_weight("weight_norm", saved, dw)
     (direction, norm, g), axis = saved.arrays, saved.axis
@@ -237,7 +245,7 @@ def spectral_norm_backward(dw: Array, saved: SavedWeight) -> Array:
 
     ::
 
-        dM = (dy - (dy . y) u v^T) / sigma,        y = M / sigma
+        dM = (dW - (dW . W) u v^T) / sigma,        W = M / sigma
 
     Parameters
     ----------
@@ -249,11 +257,21 @@ def spectral_norm_backward(dw: Array, saved: SavedWeight) -> Array:
     Returns
     -------
     array like w
+        The gradient of w.
 
     Raises
     ------
     TypeError, ValueError
         If dw is not like w, or ``saved`` is not from `spectral_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w, u = np.diag([4.0, 1.0]), np.array([1.0, 0.0])
+    >>> normalized, saved = fastopt.spectral_norm(w, u)
+    >>> fastopt.spectral_norm_backward(np.diag([1.0, 1.0]), saved)
+    array([[-0.0625,  0.    ],
+           [ 0.    ,  0.25  ]])
     """
     saved = _saved_weight("spectral_norm", saved, dw)
     normalized, u, v, sigma = saved.arrays

@@ -36,7 +36,8 @@ def softmax(x: NDArray[T]) -> NDArray[T]:
     array([0.5, 0.5])
     """
     e: NDArray[T] = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    result: NDArray[T] = e / e.sum(axis=-1, keepdims=True)
+    return result
 
 
 def softmax_cross_entropy(

@@ -19,14 +19,15 @@ MaybeArray: TypeAlias = "NDArray[Any] | None"
 
 def _xhat(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Array]:
     """x with mean 0 and variance 1 over the axes, and 1 / sqrt(var + eps)."""
-    inverse = 1 / np.sqrt(x.var(axes, keepdims=True) + eps)
+    inverse: Array = 1 / np.sqrt(x.var(axes, keepdims=True) + eps)
     return (x - x.mean(axes, keepdims=True)) * inverse, inverse
 
 
 def _dx(g: Array, xhat: Array, inverse: Array, axes: tuple[int, ...]) -> Array:
     """The gradient of x from that of xhat, g."""
     projection = (g * xhat).mean(axes, keepdims=True)
-    return inverse * (g - g.mean(axes, keepdims=True) - xhat * projection)
+    dx: Array = inverse * (g - g.mean(axes, keepdims=True) - xhat * projection)
+    return dx
 
 
 def _channel(a: MaybeArray, ndim: int, axis: int, default: float) -> Any:
@@ -231,7 +232,8 @@ def layer_norm(
     array([[-1.,  1.]])
     """
     xhat, _ = _xhat(x, tuple(range(-len(normalized_shape), 0)), eps)
-    return xhat * (1 if gamma is None else gamma) + (0 if beta is None else beta)
+    y: Array = xhat * (1 if gamma is None else gamma) + (0 if beta is None else beta)
+    return y
 
 
 def layer_norm_backward(
@@ -291,7 +293,7 @@ def rms_norm_backward(
     inverse = 1 / np.sqrt((x * x).mean(axes, keepdims=True) + eps)
     xhat = x * inverse
     g = dy if gamma is None else dy * gamma
-    dx = inverse * (g - xhat * (g * xhat).mean(axes, keepdims=True))
+    dx: Array = inverse * (g - xhat * (g * xhat).mean(axes, keepdims=True))
     return dx, (dy * xhat).sum(tuple(range(x.ndim - len(normalized_shape))))
 
 
@@ -306,7 +308,8 @@ def weight_norm(v: Array, g: Array) -> Array:
     array([[6., 8.]])
     """
     norms = np.linalg.norm(v.reshape(len(v), -1), axis=1)
-    return _channel(g / norms, v.ndim, 0, 1) * v
+    w: Array = _channel(g / norms, v.ndim, 0, 1) * v
+    return w
 
 
 def spectral_norm(w: Array, u: Array, n_power_iterations: int = 1) -> tuple[Array, Array]:

@@ -1,0 +1,210 @@
+"""
+fastopt beside NumPy, numba, PyTorch and JAX, and beside the floor that the memory sets.
+
+    make bench-compare
+    python bench/compare.py [--quick] [--threads N] [--output docs] [words of a row's name ...]
+
+The candidates of a row take turns in one process; a ratio is the median (and quartiles) over the
+rounds of another's time over ours, so above 1 we are faster. The floor is the fastest of several
+kernels that only move the bytes that the job must move.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import compare_losses
+import compare_norm
+import compare_optimizers
+import fastopt
+import interleave
+import peers
+from interleave import OURS, Result
+
+ROWS = [*compare_optimizers.rows(), *compare_norm.rows(), *compare_losses.rows()]
+
+
+def machine() -> dict[str, str]:
+    """What was measured on."""
+    facts: dict[str, str] = {"processor": platform.machine()}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            facts["processor"] = line.partition(":")[2].strip()
+    facts["processors available"] = str(len(os.sched_getaffinity(0)))
+    caches = []
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level, size = (
+            (cache / name).read_text().strip() for name in ("type", "level", "size")
+        )
+        if kind != "Instruction":
+            caches.append(f"L{level} {size}")
+    facts["caches"] = ", ".join(caches)
+    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if pages.exists():
+        facts["transparent huge pages"] = pages.read_text().split("[")[1].split("]")[0]
+    facts["system"] = f"{platform.system()} {platform.release()}"
+    config = fastopt.get_config()
+    facts["fastopt"] = f"{fastopt.__version__}, {fastopt._core.compiler}, {config['isa']}"
+    facts["Python"] = platform.python_version()
+    for name in ("numpy", "numba", "torch", "jax", "jaxlib", "optax"):
+        try:
+            facts[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pass  # said below
+    return facts | ({"left out": "; ".join(peers.LEFT_OUT)} if peers.LEFT_OUT else {})
+
+
+def figure(results: Sequence[Result], path: Path) -> None:
+    """AdamW by size; beside it all jobs against the best of torch, on the most threads."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    threads = max(result.threads for result in results)
+    results = [result for result in results if result.threads == threads]
+    fig, (left, *others) = plt.subplots(1, 3, figsize=(18, 10), width_ratios=[1.2, 1, 1])
+
+    series = [r for r in results if r.row.size and r.row.name.startswith("AdamW, ")]
+    for peer in [*peers.PEERS, "floor"]:
+        of_peer = [
+            (r.row.size, ratio)
+            for r in series
+            if (ratio := r.ratio(r.floors() if peer == "floor" else [peer]))
+        ]
+        if not of_peer:
+            continue
+        sizes, ratios = zip(*of_peer, strict=True)
+        style = "k--" if peer == "floor" else "o-"
+        (line,) = left.plot(sizes, [ratio.median for ratio in ratios], style, label=peer)
+        low, high = [ratio.low for ratio in ratios], [ratio.high for ratio in ratios]
+        left.fill_between(sizes, low, high, color=line.get_color(), alpha=0.2)
+    left.axhline(1, color="black", linewidth=1)
+    left.set(xscale="log", yscale="log", xlabel="float32 elements")
+    left.set_title(f"A step of AdamW on one array, {threads} threads")
+    left.set_ylabel("time of the others / time of fastopt")
+    left.grid(alpha=0.3)
+    left.legend()
+
+    against_torch = [
+        (r.row.name, ratio)
+        for r in reversed(results)
+        if r not in series and " out=" not in r.row.name and (ratio := r.ratio(peers.TORCH))
+    ]
+    of_layers = [(name, ratio) for name, ratio in against_torch if "_" in name]
+    of_optimizers = [pair for pair in against_torch if pair not in of_layers]
+    for axes, bars, title in zip(
+        others, (of_optimizers, of_layers), ("Optimizers", "Normalizations, losses"), strict=True
+    ):
+        for y, (_, ratio) in enumerate(bars):
+            axes.barh(y, ratio.median, color="C0" if ratio.median >= 1 else "C3")
+            axes.plot([ratio.low, ratio.high], [y, y], color="black", linewidth=1)
+            axes.text(ratio.high, y, f" {ratio.median:.3g}", va="center", fontsize=8)
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
+        axes.set(xscale="log", xlabel="best time of torch / time of fastopt")
+        axes.set_title(f"{title}, {threads} threads")
+        axes.margins(x=0.15, y=0.01)
+    fig.tight_layout()
+    fig.savefig(path, dpi=90)
+
+
+def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Path) -> None:
+    """benchmarks.md, benchmarks.json and pictures/benchmarks.png."""
+    facts = machine()
+    pictures = output / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    figure(results, pictures / "benchmarks.png")
+    (output / "benchmarks.json").write_text(
+        json.dumps({"machine": facts, "results": [as_json(r) for r in results]}, indent=1) + "\n"
+    )
+    (output / "benchmarks.md").write_text(
+        "# Benchmarks\n\n"
+        "Written by `make bench-compare`; run it on your own machine.\n\n"
+        "All candidates of a row take turns in one process. A ratio is the median over the rounds\n"
+        "of another's time over fastopt's, with the quartiles: above 1, fastopt is faster. The\n"
+        "floor is the fastest of several kernels that move the bytes that the job must move and\n"
+        "add one to them; its ratio is the fraction of it that fastopt reaches. GB/s counts the\n"
+        "same bytes. Parameters and gradients are the same NumPy arrays for all but JAX, which\n"
+        "has its own and is given them to reuse (donated buffers). 'NumPy' is the formula as it\n"
+        "is written down (`fastopt.reference`), 'NumPy out=' the same in place with one scratch\n"
+        "array, 'torch' what `torch.optim` does by default.\n\n"
+        "![The times of the others over fastopt's](pictures/benchmarks.png)\n\n"
+        "## Machine\n\n" + interleave.markdown([["what", "value"], *map(list, facts.items())])
+        + "\n## Targets\n\n" + interleave.markdown([TARGETS, *lines])
+        + "\n## All ratios\n\n" + interleave.markdown(interleave.measurements(results))
+    )  # fmt: skip
+
+
+TARGETS = ["work", "threads", "against", "target", "ratio (quartiles)", "met"]
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    ratios = {name: result.ratio([name]) for name in result.seconds if name != OURS}
+    return {
+        "work": result.row.name,
+        "threads": result.threads,
+        "bytes": result.row.moved,
+        "seconds": {name: result.median(name) for name in result.seconds},
+        "ratios": {name: ratio._asdict() for name, ratio in ratios.items() if ratio},
+    }
+
+
+def main() -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="*", help="measure the rows whose names contain all of them")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, wider quartiles")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        action="append",
+        choices=range(1, len(cpus) + 1),
+        metavar="N",
+        help="may be given more than once; default: one and all",
+    )
+    parser.add_argument("--output", type=Path, help="folder for the report; none without it")
+    arguments = parser.parse_args()
+    everything = fastopt.get_config()["num_threads"]
+    chosen = [row for row in ROWS if all(word in row.name for word in arguments.words)]
+    if not chosen:
+        parser.error(f"no row's name contains all of {arguments.words}")
+    effort = interleave.QUICK if arguments.quick else interleave.FULL
+    results, lines = [], []
+    for threads in arguments.threads or sorted({1, everything}):
+        peers.use_threads(threads, cpus)
+        for row in chosen:
+            if threads < everything and not row.one_thread and not arguments.threads:
+                continue
+            start = time.perf_counter()
+            result = interleave.measure(row, threads, effort)
+            results.append(result)
+            lines += interleave.verdicts(result)
+            took = f"{time.perf_counter() - start:.0f} s"
+            ours = interleave.duration(result.median(OURS))
+            floor = result.ratio(result.floors())
+            print(f"{row.name}, {threads} threads: {ours}, floor {floor} [{took}]", flush=True)
+    peers.use_threads(everything, cpus)
+    print("\n" + interleave.markdown(interleave.measurements(results)))
+    print(interleave.markdown([TARGETS, *lines]))
+    missed = sum(line[-1] == "**no**" for line in lines)
+    asked = sum(line[-1] != "–" for line in lines)
+    print(f"{asked - missed} of {asked} targets are met.")
+    for reason in peers.LEFT_OUT:
+        print(f"Left out: {reason}.")
+    if arguments.output:
+        report(results, lines, arguments.output)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", module="torch")
+    main()

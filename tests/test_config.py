@@ -1,0 +1,267 @@
+"""The configuration: where a value comes from, how far it reaches, and that it is in force."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import SGD, _config, _core, config_context, get_config, set_config
+
+VARIABLES = ("FASTOPT_NUM_THREADS", "OMP_NUM_THREADS", "FASTOPT_ISA", "FASTOPT_DENORMALS")
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a new process with these variables, and none of ours beside them."""
+    clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True
+    )
+
+
+# Where values come from.
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({"FASTOPT_NUM_THREADS": "3", "OMP_NUM_THREADS": "5"}, 3),
+        ({"OMP_NUM_THREADS": "5"}, 5),
+        ({"OMP_NUM_THREADS": "5,2"}, 5),
+        ({"FASTOPT_NUM_THREADS": "", "OMP_NUM_THREADS": " 4 "}, 4),
+        ({}, None),
+    ],
+)
+def test_number_of_threads(environment: dict[str, str], threads: int | None) -> None:
+    config, source = _config._initial(environment)
+    assert config["num_threads"] == (threads or _config._available_cpus())
+    assert source == next(
+        (name for name in VARIABLES[:2] if environment.get(name)), "available processors"
+    )
+
+
+def test_precedence_in_a_process() -> None:
+    code = """
+import fastopt
+def n(): return fastopt.get_config()["num_threads"]
+print(n())
+fastopt.set_config(num_threads=4)
+print(n())
+with fastopt.config_context(num_threads=6): print(n())
+print(n(), fastopt.get_config()["isa"], fastopt.get_config()["denormals"])
+"""
+    environment = {
+        "FASTOPT_NUM_THREADS": "3",
+        "OMP_NUM_THREADS": "5",
+        "FASTOPT_ISA": _core.supported_isas()[-1],
+        "FASTOPT_DENORMALS": "preserve",
+    }
+    result = python(code, **environment)
+    isa = _core.supported_isas()[-1]
+    assert result.stdout.split() == ["3", "4", "6", "4", isa, "preserve"], result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("FASTOPT_NUM_THREADS", "two", "'two', expected an integer from 1 to 1024"),
+        ("FASTOPT_NUM_THREADS", "0", "'0', expected an integer from 1 to 1024"),
+        ("FASTOPT_NUM_THREADS", "99999", "'99999', expected"),
+        ("OMP_NUM_THREADS", "-1", "'-1', expected"),
+        ("OMP_NUM_THREADS", "1.5", "'1.5', expected"),
+        ("FASTOPT_ISA", "mmx", "'mmx', which is unknown; expected one of"),
+        ("FASTOPT_DENORMALS", "keep", "'keep', expected 'flush' or 'preserve'"),
+    ],
+)
+def test_bad_variables_are_named(variable: str, value: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{variable} is {message}"):
+        _config._initial({variable: value})
+
+
+def test_a_bad_variable_ends_the_import() -> None:
+    result = python("import fastopt", FASTOPT_ISA="mmx")
+    assert result.returncode == 1
+    assert "ValueError: FASTOPT_ISA is 'mmx', which is unknown" in result.stderr
+
+
+def test_an_isa_that_this_processor_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_core, "supported_isas", lambda: ["baseline"])
+    monkeypatch.setattr(_core, "built_isas", lambda: ["avx512", "baseline"])
+    with pytest.raises(ValueError, match="'avx512', which is not supported by this processor"):
+        set_config(isa="avx512")
+
+
+VERSION_1 = "4:memory:/a\n3:cpuset:/x\n2:cpu,cpuacct:/a/b\n1:name=systemd:/\n"
+VERSION_2 = "0::/a/b\n"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cpus"),
+    [
+        (VERSION_2, {"a/b/cpu.max": "150000 100000"}, 1.5),
+        (VERSION_2, {"a/b/cpu.max": "max 100000"}, float("inf")),
+        (VERSION_2, {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
+        (VERSION_2, {"a/b/cpu.max": "400000 100000", "cpu.max": "200000 100000"}, 2),
+        (VERSION_2, {"other/cpu.max": "100000 100000"}, float("inf")),
+        (VERSION_2, {"a/b/cpu.max": "nonsense"}, float("inf")),
+        (VERSION_2, {}, float("inf")),
+        (VERSION_1, {"cpu/a/b/cpu.cfs_quota_us": "50000"}, 0.5),
+        (VERSION_1, {"cpu/a/b/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_quota_us": "200000"}, 2),
+        (VERSION_1, {"cpu/a/cpu.cfs_quota_us": "100000"}, 1),
+        (VERSION_1, {"memory/a/cpu.cfs_quota_us": "100000"}, float("inf")),
+        (None, {"cpu.max": "100000 100000"}, float("inf")),
+    ],
+)
+def test_cgroup_quota(
+    membership: str | None,
+    files: dict[str, str],
+    cpus: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, text in files.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+        if file.name == "cpu.cfs_quota_us":
+            file.with_name("cpu.cfs_period_us").write_text("100000\n")
+    read_text = Path.read_text
+
+    def read(path: Path) -> str:
+        if path != Path("/proc/self/cgroup"):
+            return read_text(path)
+        if membership is None:
+            raise FileNotFoundError(path)
+        return membership
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert _config._cgroup_cpus(tmp_path) == cpus
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(0.5, 1), (2.5, 2), (float("inf"), 4)])
+def test_available_processors(quota: float, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_config, "_cgroup_cpus", lambda: quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    assert _config._available_cpus() == threads
+
+
+# How far they reach.
+
+
+def test_set_config_leaves_the_rest(restored_config: None) -> None:
+    before = get_config()
+    set_config(num_threads=7)
+    assert get_config() == {**before, "num_threads": 7}
+    set_config(denormals="preserve")
+    assert get_config() == {**before, "num_threads": 7, "denormals": "preserve"}
+
+
+def test_contexts_nest_and_end() -> None:
+    before = get_config()
+    with config_context(num_threads=5):
+        with config_context(denormals="preserve", isa="baseline"):
+            assert get_config() == {"num_threads": 5, "isa": "baseline", "denormals": "preserve"}
+        assert get_config() == {**before, "num_threads": 5}
+        with pytest.raises(ZeroDivisionError), config_context(num_threads=6):
+            raise ZeroDivisionError
+        assert get_config()["num_threads"] == 5
+    assert get_config() == before
+
+
+def test_a_context_outranks_set_config(restored_config: None) -> None:
+    with config_context(num_threads=5):
+        set_config(num_threads=7)
+        assert get_config()["num_threads"] == 5
+    assert get_config()["num_threads"] == 7
+
+
+def test_a_context_is_for_one_thread() -> None:
+    before = get_config()
+    seen: list[Any] = []
+    with config_context(num_threads=before["num_threads"] + 1):
+        copied = copy_context()
+        thread = threading.Thread(target=lambda: seen.append(get_config()))
+        thread.start()
+        thread.join()
+    assert seen == [before]
+    assert copied.run(get_config)["num_threads"] == before["num_threads"] + 1
+
+
+# That they are in force.
+
+VECTOR_BYTES = {"avx512": 64, "avx2": 32, "baseline": 16, "neon": 16}
+
+
+def test_a_forced_isa_runs(isa: str) -> None:
+    opt = SGD(np.ones(3))
+    opt.step(np.ones(3))
+    assert opt._plan is not None
+    assert opt._plan.isa == isa
+    assert _core.current_settings().vector_bytes == VECTOR_BYTES[isa]
+
+
+def test_isas() -> None:
+    built, supported = _core.built_isas(), _core.supported_isas()
+    assert [isa for isa in built if isa in supported] == supported
+    assert built[-1] == supported[-1]
+    assert set(built) <= VECTOR_BYTES.keys()
+
+
+def test_denormals_are_in_force() -> None:
+    tiny = np.finfo(np.float32).tiny
+    results = {}
+    for denormals in ("flush", "preserve"):
+        w = np.full(1, tiny)
+        with config_context(denormals=denormals):
+            SGD(w, lr=0.5).step(w.copy())
+        results[denormals] = float(w[0])
+    assert results == {"flush": tiny, "preserve": tiny / 2}  # 0.5 * tiny
+
+
+def show(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    fastopt.show_config()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"fastopt {fastopt.__version__}"
+    pairs = (line.split(":", 1) for line in lines)
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def test_show_config(capsys: pytest.CaptureFixture[str], restored_config: None) -> None:
+    set_config(num_threads=3)
+    assert show(capsys) == {
+        "compiler": _core.compiler,
+        "OpenMP": "yes" if _core.openmp else "no: every call runs on one thread",
+        "ISAs built": ", ".join(_core.built_isas()),
+        "ISAs supported": ", ".join(_core.supported_isas()),
+        "ISA used": get_config()["isa"],
+        "threads": "3 (set_config)",
+        "denormals": get_config()["denormals"],
+    }
+    with config_context(num_threads=4, isa="baseline", denormals="preserve"):
+        shown = show(capsys)
+    assert shown["threads"] == "4 (config_context)"
+    assert (shown["ISA used"], shown["denormals"]) == ("baseline", "preserve")
+
+
+def test_show_config_says_which_variable() -> None:
+    result = python("import fastopt; fastopt.show_config()", OMP_NUM_THREADS="2")
+    assert "2 (OMP_NUM_THREADS)" in result.stdout
+    # A context that leaves the number of threads alone is not where it came from.
+    code = "import fastopt\nwith fastopt.config_context(isa='baseline'): fastopt.show_config()"
+    result = python(code, OMP_NUM_THREADS="2")
+    assert "2 (OMP_NUM_THREADS)" in result.stdout
+
+
+def test_the_import_starts_no_thread_and_prints_nothing() -> None:
+    result = python("import fastopt, threading, os; print(len(os.listdir('/proc/self/task')))")
+    before = python("import numpy, os; print(len(os.listdir('/proc/self/task')))")
+    assert result.stdout == before.stdout
+    assert result.stderr == ""

@@ -1,0 +1,710 @@
+"""Normalization against its reference in float64, central differences, torch, and itself."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import _core, reference
+
+F32, F64 = np.float32, np.float64
+# Largest error in units of the largest element.
+TOLERANCE = {F32: 2e-6, F64: 2e-14}
+
+# One for every walk and tail: columns in slices and in rows, slabs, planes in chunks.
+SHAPES = [
+    (4, 3), (7, 17), (130, 70), (300, 260), (5000, 301),
+    (3, 5, 1), (4, 3, 7), (2, 6, 33), (2, 5, 31, 2), (8, 6, 7, 7), (2, 3, 2, 3, 4), (3, 6, 1100),
+    (9, 3, 290, 270),
+]  # fmt: skip
+
+
+def assert_close(actual: Any, expected: Any, dtype: Any, factor: float = 1.0) -> None:
+    assert actual.dtype == dtype
+    assert actual.shape == expected.shape
+    error = np.abs(actual.astype(F64) - expected).max()
+    assert error <= factor * TOLERANCE[dtype] * np.abs(expected).max()
+
+
+class Problem:
+    """Arrays for batch normalization of one shape, the channels at an axis."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, axis: int = 1) -> None:
+        rng = np.random.default_rng(math.prod(shape))
+        channels = shape[axis]
+        self.x = rng.normal(3, 2, shape).astype(dtype)
+        self.dy = rng.normal(0, 1, shape).astype(dtype)
+        self.residual = rng.normal(0, 1, shape).astype(dtype)
+        self.gamma = rng.normal(1, 0.3, channels).astype(dtype)
+        self.beta = rng.normal(0, 0.3, channels).astype(dtype)
+        self.mean = rng.normal(3, 0.3, channels).astype(dtype)
+        self.var = rng.uniform(3, 5, channels).astype(dtype)
+
+    def double(self, name: str) -> Any:
+        return getattr(self, name).astype(F64)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"affine": affine, "activation": activation, "residual": residual, "training": training}
+    for affine in (True, False)
+    for activation in (None, "relu")
+    for residual in (False, True)
+    for training in (True, False)
+]
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_batch_norm_is_the_reference(isa: str, shape: tuple[int, ...], dtype: Any) -> None:
+    assert _core.current_settings().isa == isa
+    options = OPTIONS if math.prod(shape) < 10**6 else OPTIONS[:8:3]
+    for option in options:
+        p = Problem(shape, dtype)
+        training, activation = option["training"], option["activation"]
+        given: dict[str, Any] = {"activation": activation}
+        expected: dict[str, Any] = {"activation": activation}
+        if option["affine"]:
+            given |= {"gamma": p.gamma, "beta": p.beta}
+            expected |= {"gamma": p.double("gamma"), "beta": p.double("beta")}
+        if option["residual"]:
+            given["residual"], expected["residual"] = p.residual, p.double("residual")
+        if not training:
+            expected |= {"mean": p.double("mean"), "var": p.double("var")}
+        x = p.double("x")
+        y, mean, var = reference.batch_norm(x, **expected)
+        count = x.size // shape[1]
+        running_mean = reference.running_average(p.double("mean"), mean, 0.3)
+        running_var = reference.running_average(p.double("var"), var, 0.3, count)
+        gradients = reference.batch_norm_backward(p.double("dy"), x, **expected)
+
+        got, saved = fastopt.batch_norm(
+            p.x, running_mean=p.mean, running_var=p.var, training=training, momentum=0.3, **given
+        )
+        # Between few values xhat loses what their difference loses.
+        assert_close(got, y, dtype, 3)
+        if training:
+            assert_close(p.mean, running_mean, dtype)
+            assert_close(p.var, running_var, dtype)
+        got_gradients = fastopt.batch_norm_backward(p.dy, saved)
+        assert len(got_gradients) == 3 + option["residual"]
+        names = ("dx", "dgamma", "dbeta", "dresidual")
+        for name, one, other in zip(names, got_gradients, gradients, strict=False):
+            if one is None:
+                assert name in ("dgamma", "dbeta")
+                assert not option["affine"]
+            elif option["activation"] is None or np.array_equal(got == 0, y == 0):
+                # The parts of dx cancel where a channel has few values.
+                assert_close(one, other, dtype, 50 if count < 8 else 5)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("shape", [(40, 8), (8, 6, 1), (3, 6, 5, 7), (2, 6, 300, 5)], ids=str)
+def test_other_norms_are_the_reference(isa: str, shape: tuple[int, ...], dtype: Any) -> None:
+    p = Problem(shape, dtype)
+    x, dy, gamma, beta = (p.double(name) for name in ("x", "dy", "gamma", "beta"))
+    affine: dict[str, Any] = {"gamma": p.gamma, "beta": p.beta}
+    groups = [1, 2, shape[1]] if math.prod(shape[2:]) > 1 else [2]
+    for group in groups:
+        y, saved = fastopt.group_norm(p.x, group, **affine)
+        assert_close(y, reference.group_norm(x, group, gamma, beta), dtype, 3)
+        expected = reference.group_norm_backward(dy, x, group, gamma)
+        for one, other in zip(fastopt.group_norm_backward(p.dy, saved), expected, strict=True):
+            assert one is not None
+            assert_close(one, other, dtype, 5)
+    if math.prod(shape[2:]) > 1:
+        y, saved = fastopt.instance_norm(p.x, **affine)
+        assert_close(y, reference.group_norm(x, shape[1], gamma, beta), dtype, 3)
+        expected = reference.group_norm_backward(dy, x, shape[1], gamma)
+        for one, other in zip(fastopt.instance_norm_backward(p.dy, saved), expected, strict=True):
+            assert one is not None
+            assert_close(one, other, dtype, 5)
+    for axes in (1, 2):
+        normalized = shape[-axes:] if shape[-1] > 1 else shape[1:]
+        weights = np.random.default_rng(1).normal(1, 0.3, (2, *normalized)).astype(dtype)
+        wide = weights.astype(F64)
+        y, saved = fastopt.layer_norm(p.x, normalized, gamma=weights[0], beta=weights[1])
+        assert_close(y, reference.layer_norm(x, normalized, wide[0], wide[1]), dtype, 3)
+        layer = reference.layer_norm_backward(dy, x, normalized, wide[0])
+        for one, other in zip(fastopt.layer_norm_backward(p.dy, saved), layer, strict=True):
+            assert one is not None
+            assert_close(one, other, dtype, 5)
+        y, saved = fastopt.rms_norm(p.x, normalized, gamma=weights[0], eps=1e-3)
+        assert_close(y, reference.rms_norm(x, normalized, wide[0], eps=1e-3), dtype, 3)
+        rms = reference.rms_norm_backward(dy, x, normalized, wide[0], eps=1e-3)
+        for got, want in zip(fastopt.rms_norm_backward(p.dy, saved), rms, strict=True):
+            assert got is not None
+            assert_close(got, want, dtype, 5)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_batch_renorm_is_the_reference(isa: str, dtype: Any) -> None:
+    p = Problem((40, 9), dtype)
+    p.x[:, 3] += 100  # clipped d
+    p.x[:, 4] *= 100  # clipped r
+    running = {"running_mean": p.double("mean"), "running_var": p.double("var")}
+    gamma = p.double("gamma")
+    y, r, d = reference.batch_renorm(p.double("x"), gamma, p.double("beta"), **running)
+    assert d.max() == 5 and r.max() == 3
+    mean, var = p.mean.copy(), p.var.copy()
+    got, saved = fastopt.batch_renorm(
+        p.x, gamma=p.gamma, beta=p.beta, running_mean=mean, running_var=var, training=True
+    )
+    assert_close(got, y, dtype, 3)
+    _, batch_mean, batch_var = reference.batch_norm(p.double("x"))
+    assert_close(mean, reference.running_average(p.double("mean"), batch_mean, 0.1), dtype)
+    assert_close(var, reference.running_average(p.double("var"), batch_var, 0.1, 40), dtype)
+    expected = reference.batch_renorm_backward(p.double("dy"), p.double("x"), gamma, r, d)
+    for one, other in zip(fastopt.batch_renorm_backward(p.dy, saved), expected, strict=True):
+        assert one is not None
+        assert_close(one, other, dtype, 5)
+    inference, _ = fastopt.batch_renorm(p.x, running_mean=mean, running_var=var, training=False)
+    plain, _ = fastopt.batch_norm(p.x, running_mean=mean, running_var=var, training=False)
+    assert inference.tobytes() == plain.tobytes()
+
+
+def everything(p: Problem) -> Iterator[bytes]:
+    """The bytes of all results for one problem."""
+    for activation, residual in ((None, None), ("relu", None), ("relu", p.residual)):
+        mean, var = p.mean.copy(), p.var.copy()
+        y, saved = fastopt.batch_norm(
+            p.x, gamma=p.gamma, beta=p.beta, running_mean=mean, running_var=var, training=True,
+            activation=activation, residual=residual,  # type: ignore[arg-type]
+        )  # fmt: skip
+        for array in (y, mean, var, saved.statistics, *fastopt.batch_norm_backward(p.dy, saved)):
+            assert array is not None
+            yield array.tobytes()
+    y, saved = fastopt.layer_norm(p.x, p.x.shape[-1], gamma=p.x[(0,) * (p.x.ndim - 1)])
+    yield y.tobytes()
+    for gradient in fastopt.layer_norm_backward(p.dy, saved):
+        yield b"" if gradient is None else gradient.tobytes()
+    y, saved = fastopt.group_norm(p.x, 1, gamma=p.gamma, beta=p.beta)
+    yield y.tobytes()
+    for gradient in fastopt.group_norm_backward(p.dy, saved):
+        assert gradient is not None
+        yield gradient.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("shape", [*SHAPES, (100, 512), (64, 70, 9, 9)], ids=str)
+def test_bits_do_not_depend_on_isa_or_threads(shape: tuple[int, ...], dtype: Any) -> None:
+    p = Problem(shape, dtype)
+    with fastopt.config_context(isa="baseline", num_threads=1):
+        expected = list(everything(p))
+    for isa in _core.supported_isas():
+        for threads in (1, 2, 3):
+            with fastopt.config_context(isa=isa, num_threads=threads):
+                assert list(everything(p)) == expected, (isa, threads)
+
+
+def test_bits_do_not_depend_on_alignment() -> None:
+    p = Problem((40, 9, 11), F32)
+    expected = list(everything(p))
+    store = np.empty(p.x.size + 3, F32)
+    for offset in (1, 2, 3):
+        moved = store[offset : offset + p.x.size].reshape(p.x.shape)
+        moved[...] = p.x
+        p.x = moved
+        assert list(everything(p)) == expected
+
+
+# --- gradients ---
+
+
+def directional(f: Callable[[Any], float], at: Any, direction: Any) -> float:
+    h = 1e-5
+    return (f(at + h * direction) - f(at - h * direction)) / (2 * h)
+
+
+def check_gradients(
+    forward: Callable[..., tuple[Any, Any]],
+    backward: Callable[..., Any],
+    arrays: dict[str, Any],
+    gradients: list[str],
+) -> None:
+    """The gradients of sum(w y) agree with central differences along random directions."""
+    rng = np.random.default_rng(5)
+    y, saved = forward(**arrays)
+    w = rng.normal(size=y.shape)
+    results = dict(zip(gradients, backward(w, saved), strict=True))
+    for name, gradient in results.items():
+        for _ in range(3):
+            direction = rng.normal(size=arrays[name].shape)
+
+            def loss(a: Any, name: str = name) -> float:
+                return float((w * forward(**{**arrays, name: a})[0]).sum())
+
+            numeric = directional(loss, arrays[name], direction)
+            scale = np.linalg.norm(gradient) * np.linalg.norm(direction)
+            assert abs((gradient * direction).sum() - numeric) <= 1e-7 * scale
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((9, 4), 1), ((5, 3, 7), 1), ((3, 4, 2, 5), 1), ((3, 2, 5, 4), -1)]
+)
+def test_batch_norm_gradients(
+    shape: tuple[int, ...], axis: int, residual: bool, activation: Any, training: bool
+) -> None:
+    p = Problem(shape, F64, axis)
+    running: dict[str, Any] = {} if training else {"running_mean": p.mean, "running_var": p.var}
+    arrays = {"x": p.x, "gamma": p.gamma, "beta": p.beta}
+    if residual:
+        arrays["residual"] = p.residual
+
+    def forward(**arrays: Any) -> Any:
+        return fastopt.batch_norm(
+            **arrays, training=training, axis=axis, activation=activation, **running
+        )
+
+    check_gradients(forward, fastopt.batch_norm_backward, arrays, list(arrays))
+
+
+def test_other_gradients() -> None:
+    p = Problem((6, 4, 5), F64)
+    three = {"x": p.x, "gamma": p.gamma, "beta": p.beta}
+    last = {"x": p.x, "gamma": p.x[0, 0], "beta": p.x[0, 1]}
+    names = ["x", "gamma", "beta"]
+    check_gradients(
+        lambda x, gamma, beta: fastopt.group_norm(x, 2, gamma=gamma, beta=beta),
+        fastopt.group_norm_backward, three, names,
+    )  # fmt: skip
+    check_gradients(fastopt.instance_norm, fastopt.instance_norm_backward, three, names)
+    check_gradients(
+        lambda x, gamma, beta: fastopt.layer_norm(x, 5, gamma=gamma, beta=beta),
+        fastopt.layer_norm_backward, last, names,
+    )  # fmt: skip
+    check_gradients(
+        lambda x, gamma: fastopt.rms_norm(x, 5, gamma=gamma),
+        fastopt.rms_norm_backward, {"x": last["x"], "gamma": last["gamma"]}, names[:2],
+    )  # fmt: skip
+
+
+def test_batch_renorm_gradients() -> None:
+    """r and d are constants: all of them clipped, small changes of x do not move them."""
+    p = Problem((6, 4, 5), F64)
+    arrays = {"x": p.x + 100, "gamma": p.gamma, "beta": p.beta}
+
+    def forward(x: Any, gamma: Any, beta: Any) -> Any:
+        return fastopt.batch_renorm(
+            x, gamma=gamma, beta=beta, running_mean=np.zeros(4), running_var=np.full(4, 1e-3),
+            training=True,
+        )  # fmt: skip
+
+    check_gradients(forward, fastopt.batch_renorm_backward, arrays, ["x", "gamma", "beta"])
+
+
+# --- accuracy ---
+
+
+@pytest.mark.parametrize(
+    "shape", [(10**6, 3), (100, 3, 10**4), (1, 3, 10**6), (20000, 3, 49)], ids=str
+)
+def test_statistics_of_a_million_values_far_from_zero(shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).normal(1e4, 1, shape).astype(F32)
+    y, saved = fastopt.batch_norm(x, training=True)
+    expected, mean, var = reference.batch_norm(x.astype(F64))
+    assert np.abs(saved.statistics[0] / mean - 1).max() <= 1e-9
+    assert np.abs(saved.statistics[1] / var - 1).max() <= 2e-7
+    assert np.abs(y - expected).max() <= 1e-6
+
+
+def test_an_outlier_at_the_start_does_not_spoil_the_variance() -> None:
+    for shape in ((10000, 2), (10, 2, 1000)):
+        x = np.random.default_rng(0).normal(0, 1, shape).astype(F32)
+        x[0].flat[:] += F32(1e4)
+        _, saved = fastopt.batch_norm(x, training=True)
+        _, _, var = reference.batch_norm(x.astype(F64))
+        assert np.abs(saved.statistics[1] / var - 1).max() <= 2e-6
+
+
+@pytest.mark.parametrize("shape", [(64, 6), (5000, 300), (8, 6, 40)], ids=str)
+@pytest.mark.parametrize("scale", [1e30, 1e-18, 1e-40])
+def test_huge_and_tiny_values(shape: tuple[int, ...], scale: float) -> None:
+    x = np.random.default_rng(0).normal(0, 1, shape).astype(F32)
+    scaled = (x.astype(F64) * scale).astype(F32)
+    with np.errstate(all="raise"):
+        y, saved = fastopt.batch_norm(scaled, training=True)
+        assert np.isfinite(y).all()
+        dx = fastopt.batch_norm_backward(x, saved)[0]
+    assert dx is not None
+    assert np.isfinite(dx).all()
+    expected, _, _ = reference.batch_norm(scaled.astype(F64))
+    assert np.abs(y - expected).max() <= max(1e-5 * np.abs(expected).max(), 1e-35)
+
+
+@pytest.mark.parametrize("shape", [(64, 6), (5000, 300), (8, 6, 40), (3, 6, 7)], ids=str)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_in_its_channel(shape: tuple[int, ...], bad: float) -> None:
+    p = Problem(shape, F32)
+    clean, _ = fastopt.batch_norm(p.x, training=True)
+    p.x[1, 2] = bad
+    y, saved = fastopt.batch_norm(p.x, training=True)
+    dx = fastopt.batch_norm_backward(p.dy, saved)[0]
+    others = np.arange(shape[1]) != 2
+    assert np.isnan(y[:, 2]).all()
+    assert y[:, others].tobytes() == clean[:, others].tobytes()
+    assert dx is not None
+    assert np.isfinite(dx[:, others]).all()
+    rectified, _ = fastopt.batch_norm(p.x, training=True, activation="relu")
+    assert np.isnan(rectified[:, 2]).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e4 / 3, -7e8])
+@pytest.mark.parametrize("shape", [(1000, 3), (6000, 200), (40, 3, 70)], ids=str)
+def test_constant_channels(shape: tuple[int, ...], value: float) -> None:
+    x = np.full(shape, value, F32)
+    beta = np.arange(shape[1], dtype=F32)
+    y, saved = fastopt.batch_norm(x, beta=beta, training=True)
+    np.testing.assert_allclose(y[0].T[..., :], np.broadcast_to(beta, y[0].T.shape), atol=1e-6)
+    assert saved.statistics[1].max() <= 1e-12 * value**2
+
+
+def test_zero_size() -> None:
+    one = np.ones(3, F32)
+    empty = np.empty((0, 3, 4), F32)
+    y, saved = fastopt.batch_norm(
+        empty, gamma=one, beta=one, running_mean=one, running_var=one, training=False
+    )
+    assert y.shape == (0, 3, 4)
+    dx, dgamma, dbeta = fastopt.batch_norm_backward(y, saved)
+    assert dx is not None and dgamma is not None and dbeta is not None
+    assert dx.shape == (0, 3, 4)
+    assert dgamma.tolist() == dbeta.tolist() == [0, 0, 0]
+    for forward, backward, extra in (
+        (fastopt.layer_norm, fastopt.layer_norm_backward, (4,)),
+        (fastopt.group_norm, fastopt.group_norm_backward, (3,)),
+        (fastopt.instance_norm, fastopt.instance_norm_backward, ()),
+    ):
+        y, saved = forward(empty, *extra)
+        assert y.shape == (0, 3, 4)
+        assert backward(y, saved)[0].shape == (0, 3, 4)
+    no_channels, _ = fastopt.batch_norm(np.empty((4, 0), F32), training=True)
+    assert no_channels.shape == (4, 0)
+
+
+# --- layouts and outputs ---
+
+
+def layouts(x: Any) -> Iterator[Any]:
+    yield np.asfortranarray(x)
+    yield np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+    yield x[::-1].copy()[::-1]
+    wide = np.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)
+    wide[..., ::2] = x
+    yield wide[..., ::2]
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    yield read_only
+
+
+@pytest.mark.parametrize("shape", [(20, 6), (4, 6, 5), (4, 6, 5, 3)], ids=str)
+def test_any_order_of_memory(shape: tuple[int, ...]) -> None:
+    p = Problem(shape, F64)
+    y, saved = fastopt.batch_norm(p.x, training=True, residual=p.residual, activation="relu")
+    gradients = fastopt.batch_norm_backward(p.dy, saved)
+    for x in layouts(p.x):
+        for dy in layouts(p.dy):
+            other, saved = fastopt.batch_norm(
+                x, training=True, residual=dy * 0 + p.residual, activation="relu"
+            )
+            assert_close(other, y, F64)
+            for one, expected in zip(
+                fastopt.batch_norm_backward(dy, saved), gradients, strict=True
+            ):
+                assert (one is None) == (expected is None)
+                if one is not None:
+                    assert_close(one, expected, F64, 5)
+
+
+def test_channels_last_in_either_spelling_has_the_same_bits() -> None:
+    last = np.random.default_rng(0).normal(size=(4, 5, 6, 7)).astype(F32)
+    one, saved_one = fastopt.batch_norm(last, training=True, axis=-1)
+    two, saved_two = fastopt.batch_norm(np.moveaxis(last, -1, 1), training=True)
+    assert np.moveaxis(two, 1, -1).tobytes() == one.tobytes()
+    assert np.moveaxis(two, 1, -1).flags.c_contiguous
+    assert saved_one.statistics.tobytes() == saved_two.statistics.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(20, 6), (4, 6, 5), (6000, 200), (9, 3, 290, 270)], ids=str)
+def test_out(shape: tuple[int, ...]) -> None:
+    p = Problem(shape, F32)
+    running: dict[str, Any] = {"running_mean": p.mean, "running_var": p.var}
+    expected, saved = fastopt.batch_norm(p.x, training=True, residual=p.residual)
+    out = np.full_like(p.x, np.nan)
+    y, _ = fastopt.batch_norm(p.x, training=True, residual=p.residual, out=out)
+    assert y.ctypes.data == out.ctypes.data
+    assert out.tobytes() == expected.tobytes()
+    in_residual = p.residual.copy()
+    fastopt.batch_norm(p.x, training=True, residual=in_residual, out=in_residual)
+    assert in_residual.tobytes() == expected.tobytes()
+
+    dx = fastopt.batch_norm_backward(p.dy, fastopt.batch_norm(p.x, training=True)[1])[0]
+    assert dx is not None
+    _, saved = fastopt.batch_norm(p.x, training=True)
+    in_place = p.dy.copy()
+    fastopt.batch_norm_backward(in_place, saved, out=in_place)
+    assert in_place.tobytes() == dx.tobytes()
+
+    inference, _ = fastopt.batch_norm(p.x, training=False, **running)
+    in_place = p.x.copy()
+    fastopt.batch_norm(in_place, training=False, out=in_place, **running)
+    assert in_place.tobytes() == inference.tobytes()
+
+
+def test_evaluation_changes_no_statistics() -> None:
+    p = Problem((20, 6), F32)
+    before = p.mean.tobytes(), p.var.tobytes()
+    _, saved = fastopt.batch_norm(p.x, running_mean=p.mean, running_var=p.var, training=False)
+    fastopt.batch_norm_backward(p.dy, saved)
+    assert (p.mean.tobytes(), p.var.tobytes()) == before
+
+
+def test_biased_running_variance() -> None:
+    x = np.array([[1.0], [3.0]])
+    for unbiased, expected in ((True, 2.0), (False, 1.0)):
+        mean, var = np.zeros(1), np.zeros(1)
+        fastopt.batch_norm(
+            x, running_mean=mean, running_var=var, training=True, momentum=1.0, unbiased=unbiased
+        )
+        assert (mean.item(), var.item()) == (2.0, expected)
+
+
+def test_the_callers_denormals_flag_and_rounding_stay() -> None:
+    tiny = np.float32(1e-40)
+    fastopt.batch_norm(np.full((4, 4), tiny), training=True)
+    assert tiny * np.float32(1.0) == tiny
+
+
+# --- bad input ---
+
+X = np.arange(12, dtype=F32).reshape(4, 3)
+C3 = np.ones(3, F32)
+
+
+def read_only(array: Any) -> Any:
+    copy = array.copy()
+    copy.flags.writeable = False
+    return copy
+
+
+def saved_batch() -> Any:
+    return fastopt.batch_norm(X, training=True)[1]
+
+
+def train(**options: Any) -> Any:
+    return fastopt.batch_norm(**{"x": X, "training": True, **options})
+
+
+BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: train(x=[1.0]), TypeError, r"^batch_norm: x is of type list"),
+    (lambda: train(x=X.astype(int)), TypeError, r"^batch_norm: x has dtype .*float32 or float64"),
+    (lambda: train(x=X.astype(">f4")), TypeError, r"x has dtype >f4"),
+    (lambda: train(x=X[0]), ValueError, r"x has shape \(3,\), expected at least 2 axes"),
+    (lambda: train(axis=2), ValueError, r"axis is 2, x has 2 axes"),
+    (lambda: train(axis=1.5), TypeError, r"integer"),
+    (lambda: train(gamma=np.ones(4, F32)), ValueError, r"gamma has shape \(4,\), expected \(3,\)"),
+    (lambda: train(gamma=np.ones((3, 1), F32)), ValueError, r"gamma has shape \(3, 1\)"),
+    (lambda: train(beta=np.ones(3)), TypeError, r"beta has dtype float64, x has float32"),
+    (lambda: train(gamma=1.0), TypeError, r"gamma is of type float"),
+    (lambda: train(running_mean=C3), ValueError, r"running_mean and running_var come together"),
+    (
+        lambda: train(running_mean=C3.copy(), running_var=read_only(C3)),
+        ValueError,
+        r"running_var is read-only",
+    ),
+    (lambda: train(running_mean=C3, running_var=C3), ValueError, r"running_var overlaps"),
+    (
+        lambda: train(running_mean=np.ones(6, F32)[::2], running_var=C3),
+        ValueError,
+        r"running_mean is not contiguous",
+    ),
+    (lambda: train(gamma=C3, running_mean=C3, running_var=C3), ValueError, r"overlaps"),
+    (lambda: train(training=False), ValueError, r"evaluation needs running_mean and running_var"),
+    (lambda: train(x=X[:1]), ValueError, r"more than one value per channel, x has shape \(1, 3\)"),
+    (lambda: train(x=X[:0]), ValueError, r"more than one value per channel, x has shape \(0, 3\)"),
+    (lambda: train(momentum=1.5), ValueError, r"momentum is 1.5, expected .* at most 1"),
+    (lambda: train(momentum=None), TypeError, r"momentum is of type NoneType"),
+    (lambda: train(eps=-1.0), ValueError, r"eps is -1.0"),
+    (lambda: train(eps=math.nan), ValueError, r"eps is nan"),
+    (lambda: train(eps=math.inf), ValueError, r"eps is inf"),
+    (lambda: train(activation="tanh"), ValueError, r"activation is 'tanh', expected None or"),
+    (lambda: train(residual=X[:2]), ValueError, r"residual has shape \(2, 3\), x has \(4, 3\)"),
+    (lambda: train(residual=X.astype(F64)), TypeError, r"residual has dtype float64"),
+    (lambda: train(out=X), ValueError, r"out overlaps x"),
+    (lambda: train(out=X[:2]), ValueError, r"out has shape \(2, 3\)"),
+    (lambda: train(out=np.empty((4, 3))), TypeError, r"out has dtype float64"),
+    (lambda: train(out=read_only(X)), ValueError, r"out is read-only"),
+    (lambda: train(out=np.empty((3, 4), F32).T), ValueError, r"out lies in memory in another"),
+    (lambda: train(out=[0.0]), TypeError, r"out is of type list"),
+    (
+        lambda: fastopt.batch_norm_backward(X.astype(F64), saved_batch()),
+        TypeError,
+        r"^batch_norm_backward: dy has dtype float64, x had float32",
+    ),
+    (
+        lambda: fastopt.batch_norm_backward(X[:2], saved_batch()),
+        ValueError,
+        r"dy has shape \(2, 3\), x had \(4, 3\)",
+    ),
+    (
+        lambda: fastopt.batch_norm_backward([1.0], saved_batch()),  # type: ignore[arg-type]
+        TypeError,
+        r"dy is of type list",
+    ),
+    (
+        lambda: fastopt.batch_norm_backward(X, X),  # type: ignore[arg-type]
+        TypeError,
+        r"saved is of type ndarray, expected what batch_norm returned",
+    ),
+    (
+        lambda: fastopt.layer_norm_backward(X, saved_batch()),
+        ValueError,
+        r"saved comes from batch_norm, use batch_norm_backward",
+    ),
+    (
+        lambda: fastopt.batch_norm_backward(X.copy(), saved_batch(), out=X),
+        ValueError,
+        r"out overlaps x",
+    ),
+    (lambda: fastopt.layer_norm(X, 4), ValueError, r"expected its last axes to be \(4,\)"),
+    (lambda: fastopt.layer_norm(X, ()), ValueError, r"expected its last axes to be \(\)"),
+    (lambda: fastopt.layer_norm(X, 3.0), TypeError, r"float"),  # type: ignore[arg-type]
+    (lambda: fastopt.layer_norm(X, 3, gamma=np.ones(4, F32)), ValueError, r"gamma has shape"),
+    (lambda: fastopt.layer_norm(X, 3, out=X), ValueError, r"out overlaps x"),
+    (lambda: fastopt.rms_norm(X, 3, eps=-1.0), ValueError, r"^rms_norm: eps is -1.0"),
+    (lambda: fastopt.group_norm(X, 2), ValueError, r"num_groups is 2, x has 3 channels"),
+    (lambda: fastopt.group_norm(X, 0), ValueError, r"num_groups is 0"),
+    (lambda: fastopt.instance_norm(X), ValueError, r"expected \(N, C, ...\)"),
+    (lambda: fastopt.instance_norm(X[..., None]), ValueError, r"more than one value"),
+    (
+        lambda: fastopt.batch_renorm(
+            X, running_mean=C3, running_var=C3.copy(), training=True, r_max=0.5
+        ),
+        ValueError,
+        r"^batch_renorm: r_max is 0.5",
+    ),
+    (
+        lambda: fastopt.batch_renorm(X, running_mean=C3, running_var=np.ones(3), training=True),
+        TypeError,
+        r"running_var has dtype float64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD, ids=[row[2] for row in BAD])
+def test_bad_input(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    before = X.tobytes(), C3.tobytes()
+    with pytest.raises(error, match=message):
+        call()
+    assert (X.tobytes(), C3.tobytes()) == before
+
+
+# --- memory of outputs ---
+
+BIG = np.zeros((300, 1000), F32)
+
+
+@contextmanager
+def empty_cache() -> Iterator[None]:
+    fastopt.empty_cache()
+    yield
+    fastopt.empty_cache()
+
+
+def big_output() -> Any:
+    return fastopt.batch_norm(BIG, training=True)[0]
+
+
+def test_a_dropped_output_is_used_again_and_a_kept_one_is_not() -> None:
+    with empty_cache():
+        kept = big_output()
+        kept[...] = 7
+        dropped = big_output()
+        address = dropped.ctypes.data
+        assert address != kept.ctypes.data
+        view = dropped[5:]
+        del dropped
+        assert big_output().ctypes.data != address  # a view still looks at it
+        del view
+        again = [big_output() for _ in range(3)]
+        assert address in [a.ctypes.data for a in again]
+        assert len({a.ctypes.data for a in again}) == 3
+        assert (kept == 7).all()
+        fastopt.empty_cache()
+        assert (kept == 7).all()
+
+
+def test_outputs_in_many_threads_are_apart() -> None:
+    failures = []
+
+    def work(value: float) -> None:
+        for _ in range(50):
+            y, _ = fastopt.layer_norm(BIG, 1000, beta=np.full(1000, value, F32))
+            if not (y == value).all():
+                failures.append(value)
+
+    threads = [threading.Thread(target=work, args=(float(i),)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_outputs_after_fork() -> None:
+    y = big_output()
+    del y
+    child = os.fork()
+    if child == 0:
+        y = big_output()
+        os._exit(int((y != 0).any()))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# --- torch ---
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("shape", "mean"),
+    [
+        ((512, 96), 0),
+        ((5000, 256), 0),
+        ((8, 20, 30, 30), 0),
+        ((2048, 96), 1e4),
+        ((8, 20, 900), 1e4),
+    ],
+)
+def test_errors_are_not_above_torchs(shape: tuple[int, ...], mean: float) -> None:
+    import torch
+
+    p = Problem(shape, F32)
+    p.x += F32(mean)
+    y, saved = fastopt.batch_norm(p.x, gamma=p.gamma, beta=p.beta, training=True)
+    dx, dgamma, dbeta = fastopt.batch_norm_backward(p.dy, saved)
+    expected, _, _ = reference.batch_norm(p.double("x"), p.double("gamma"), p.double("beta"))
+    gradients = reference.batch_norm_backward(p.double("dy"), p.double("x"), p.double("gamma"))
+    tensors = [torch.from_numpy(a).requires_grad_() for a in (p.x, p.gamma, p.beta)]
+    tx, tgamma, tbeta = tensors
+    ty = torch.nn.functional.batch_norm(tx, None, None, tgamma, tbeta, training=True)
+    torch.autograd.backward([ty], [torch.from_numpy(p.dy)])
+    theirs = [ty.detach().numpy(), *(t.grad.numpy() for t in tensors if t.grad is not None)]
+    for ours, other, exact in zip(
+        (y, dx, dgamma, dbeta), theirs, (expected, *gradients), strict=False
+    ):
+        assert ours is not None
+        error, torch_error = ours - exact, other - exact
+        assert np.sqrt(np.square(error).mean()) <= 1.05 * np.sqrt(np.square(torch_error).mean())
+        assert np.abs(error).max() <= 1.2 * np.abs(torch_error).max()

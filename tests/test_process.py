@@ -1,0 +1,115 @@
+"""Forks, and memory beyond the arrays: what could hang or end a process, so each has its own."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import Adam, _core
+from grid import CASES
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and calls mprotect")
+
+
+def run(function: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, __file__, function.__name__], capture_output=True, text=True, timeout=300
+    )
+
+
+def fork_a_hundred_times() -> None:
+    """OpenMP's threads do not survive a fork: a child that waits for them hangs for ever."""
+    fastopt.set_config(num_threads=2)
+    n = 100_000  # far above the size from which on threads share a step
+    g = np.random.default_rng(0).standard_normal(n).astype(np.float32)
+    p = np.ones(n, np.float32)
+    opt = Adam(p)
+    opt.step(g)
+    expected, other = copy.deepcopy((p, opt))
+    other.update(expected, g)
+    for _ in range(100):
+        other.update(expected.copy(), g)  # the parent's threads are at work again
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)  # ends a child that hangs
+            opt.step(g)
+            os._exit(0 if p.tobytes() == expected.tobytes() else 1)
+        _, status = os.waitpid(child, 0)
+        if status:
+            sys.exit(f"a child ended with {os.waitstatus_to_exitcode(status)}")
+    print("all ended")
+
+
+def test_forked_children_step() -> None:
+    result = run(fork_a_hundred_times)
+    assert (result.stdout, result.stderr) == ("all ended\n", "")
+
+
+class Guarded:
+    """Memory between two pages that may not be touched."""
+
+    def __init__(self, size: int) -> None:
+        page = mmap.PAGESIZE
+        room = -(-size // page) * page
+        self.memory = mmap.mmap(-1, room + 2 * page)
+        whole = np.frombuffer(self.memory, np.uint8)
+        self.inside = whole[page:-page]
+        libc = ctypes.CDLL(None, use_errno=True)
+        for start in (whole.ctypes.data, whole.ctypes.data + page + room):
+            if libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(page), 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+
+    def array(self, n: int, dtype: Any, at_end: bool) -> Any:
+        size = n * np.dtype(dtype).itemsize
+        start = len(self.inside) - size if at_end else 0
+        array = self.inside[start : start + size].view(dtype)
+        array[...] = 1
+        return array
+
+
+def step_between_guards() -> None:
+    streams = [Guarded(1 << 21) for _ in range(5)]  # gradient, parameter, at most three states
+    by_rule = {case.optimizer(np.ones(1))._groups[0]._rule: case for case in CASES}
+    for rule, case in by_rule.items():
+        for isa in _core.supported_isas():
+            for dtype in (np.float32, np.float64):
+                for n in (*range(131), 1 << 18):
+                    for at_end in (False, True):
+                        g, p, *state = (s.array(n, dtype, at_end) for s in streams)
+                        opt = case.optimizer(p)
+                        opt._plan.bind(0, rule, state[: len(opt.state["param"]) - 1])
+                        with fastopt.config_context(isa=isa):
+                            opt.step(g, max_norm=1.0)
+    print("all done")
+
+
+def test_nothing_beyond_the_arrays_is_touched() -> None:
+    result = run(step_between_guards)
+    assert (result.stdout, result.stderr) == ("all done\n", "")
+
+
+def touch_the_guard() -> None:
+    array = Guarded(1 << 16).array(10, np.float64, at_end=True)
+    ctypes.memset(array.ctypes.data, 0, array.nbytes)
+    print("inside", flush=True)
+    ctypes.memset(array.ctypes.data, 0, array.nbytes + 1)
+    print("outside", flush=True)
+
+
+def test_the_guards_hold() -> None:
+    result = run(touch_the_guard)
+    assert (result.stdout, result.returncode) == ("inside\n", -signal.SIGSEGV)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
