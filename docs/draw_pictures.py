@@ -18,5 +18,5 @@ for name in re.findall(r"\(pictures/(\w+)\.png\)", (DOCS / "gallery.md").read_te
         small = picture.convert("RGB")
         small.thumbnail((1200, 1200))
         # Maximum coverage keeps the few pixels of a thin line in their color.
-        small = small.quantize(200, Image.Quantize.MAXCOVERAGE)
+        small = small.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2)
         small.save(DOCS / "pictures" / f"{name}.png", optimize=True)

@@ -32,5 +32,5 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             assert printed.getvalue() == block[2], f"{page.name}, line {line + 1}"
 
 
-def test_lectures_page_has_code() -> None:
+def test_pages_with_code_are_found() -> None:
     assert {"README.md", "lectures.md", "optimizers.md"} <= {page.name for page in WITH_CODE}

@@ -1,4 +1,8 @@
-"""Every example runs and draws its picture; in a copy, so that no picture is overwritten."""
+"""
+The quick examples run and draw their pictures; in a copy, so that none is overwritten.
+
+Those that train on the digits take minutes: `make demo` and `make pictures` run them.
+"""
 
 from __future__ import annotations
 
