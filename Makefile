@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*)
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch test-isas test-qemu test-exhaustive demo bench bench-compare \
+.PHONY: test test-torch test-isas test-qemu test-exhaustive demo docs pictures bench bench-compare \
 	count-instructions lint wheel clean
 
 # An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
@@ -40,6 +40,16 @@ test-qemu: $(VENV)/.installed
 # The kernels' float32 exp and log on every input: minutes.
 test-exhaustive: $(VENV)/.installed
 	$(BIN)/python tests/exhaustive_exp.py
+
+# Sphinx joins the environment when it is first needed.
+docs: $(VENV)/.installed
+	$(BIN)/python -c 'import furo, myst_parser' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
+# The pictures of the gallery, drawn anew by the examples.
+pictures: $(VENV)/.installed
+	$(BIN)/python docs/draw_pictures.py
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/train_digits.py
