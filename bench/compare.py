@@ -138,6 +138,10 @@ def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Pa
         "has its own and is given them to reuse (donated buffers). 'NumPy' is the formula as it\n"
         "is written down (`fastopt.reference`), 'NumPy out=' the same in place with one scratch\n"
         "array, 'torch' what `torch.optim` does by default.\n\n"
+        "Each library has threads of its own. On few processors those that wait disturb the\n"
+        "others: ratios in the hundreds and wide quartiles of short calls are that, and a program\n"
+        "that uses one library sees less. Outputs in fresh memory depend on what the process has\n"
+        "freed before.\n\n"
         "![The times of the others over fastopt's](pictures/benchmarks.png)\n\n"
         "## Machine\n\n" + interleave.markdown([["what", "value"], *map(list, facts.items())])
         + "\n## Targets\n\n" + interleave.markdown([TARGETS, *lines])
