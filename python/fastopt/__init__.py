@@ -1,5 +1,6 @@
 """Training with NumPy arrays, as fast as the memory allows."""
 
+from fastopt import _openmp as _openmp  # first: it decides how OpenMP is loaded
 from fastopt import curvature, data, gradcheck, init, losses, reference, schedules, tune
 from fastopt._config import config_context, get_config, set_config, show_config
 from fastopt.averages import ExponentialMovingAverage, exponential_moving_average
