@@ -13,12 +13,12 @@ import statistics
 import time
 from collections.abc import Callable
 
+import fastopt  # isort: skip - before torch, whose OpenMP it shares: who loads it decides how it waits
+
 import numpy as np
 import torch
 from mlp import MLP, Array
 from numpy.typing import NDArray
-
-import fastopt
 
 LR = 1e-3
 CLASSES = 10
