@@ -87,6 +87,14 @@ V rectified_gradient(V y, V dy) {
   return y <= 0 ? V{} : dy;
 }
 
+// Not returned: vectors wider than a register have no settled way to be.
+template <class Whole, class Half>
+void add_halves(const Whole& whole, Half& sum) {
+  Half halves[2];
+  __builtin_memcpy(halves, &whole, sizeof whole);
+  sum = halves[0] + halves[1];
+}
+
 // 128 bytes of sums; lane k adds the elements k, k + lanes, ... of each run on every ISA, and the
 // last lanes of a run are its last elements.
 template <class T>
@@ -106,10 +114,10 @@ struct Sums {
       __builtin_memcpy(&next, values + i, sizeof next);
       eight += next;
     }
-    const auto four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
-                      __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
-    const auto two =
-        __builtin_shufflevector(four, four, 0, 1) + __builtin_shufflevector(four, four, 2, 3);
+    Pack<double, 4> four;
+    Pack<double, 2> two;
+    add_halves(eight, four);
+    add_halves(four, two);
     return two[0] + two[1];
   }
 };
