@@ -572,3 +572,18 @@ def test_the_gradient_of_an_array_without_axes_may_be_a_numpy_scalar() -> None:
     assert w == 0.75
     with pytest.raises(TypeError, match="grads has dtype float32, its parameter has float64"):
         opt.step(np.float32(1.0))
+
+
+def test_options_stay_when_memory_for_the_states_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, g = np.ones(3), np.full(3, 0.5)
+    opt = fastopt.SGD(w, lr=0.25)
+
+    def out_of_memory(array: object, value: float) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("fastopt.optimizer._new_state", out_of_memory)
+    with pytest.raises(MemoryError):
+        opt.param_groups[0]["momentum"] = 0.9
+    assert opt.param_groups[0]["momentum"] == 0.0
+    opt.step(g)
+    assert w.tolist() == [0.875] * 3

@@ -540,21 +540,27 @@ class Optimizer:
         """Gives a group these hyper-parameters; states go by name, and new ones are filled."""
         assert self._plan is not None
         rule = self._rule(options)
+        states = {}
+        if rule != group._rule:
+            for i, (array, owner) in enumerate(
+                zip(self._plan.params, self._plan.groups, strict=True)
+            ):
+                if owner == group._index:
+                    old = self._states[i]
+                    states[i] = {
+                        name: old[name]
+                        if name in old
+                        else _new_state(array, self._initial(name, options))
+                        for name in _RULES[rule][0]
+                    }
+        # Nothing is changed before this point: memory for the states may have run out.
         self._plan.set_constants(group._index, rule, self._constants(options))
-        if rule == group._rule:
-            group._options = options
+        for i, state in states.items():
+            self._plan.bind(i, rule, list(state.values()))
+            self._states[i] = state
+        group._options, group._rule = options, rule
+        if not states:
             return
-        for i, (array, owner) in enumerate(zip(self._plan.params, self._plan.groups, strict=True)):
-            if owner == group._index:
-                old = self._states[i]
-                new = {
-                    name: old[name]
-                    if name in old
-                    else _new_state(array, self._initial(name, options))
-                    for name in _RULES[rule][0]
-                }
-                self._plan.bind(i, rule, list(new.values()))
-                self._states[i] = new
         counts = self._plan.counts
         self._state = MappingProxyType(
             {
@@ -562,7 +568,6 @@ class Optimizer:
                 for i, (name, state) in enumerate(zip(self._plan.names, self._states, strict=True))
             }
         )
-        group._options, group._rule = options, rule
 
     def _lr(self, options: Mapping[str, Any]) -> float:
         lr = options["lr"]
