@@ -364,9 +364,8 @@ void Plan::find_layout(Leaf& leaf) {
 }
 
 const Plan::Rule& Plan::find_rule(const std::string& name) {
-  const auto [entry, is_new] = rules_.try_emplace(name);
-  Rule& rule = entry->second;
-  if (!is_new) return rule;
+  Rule& rule = rules_[name];
+  if (!rule.names.empty()) return rule;
   const Table& table = *built_tables().front();  // every table has the same rows
   for (int row = 0; row < table.update_count; ++row) {
     const Update& update = table.updates[row];
