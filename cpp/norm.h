@@ -474,12 +474,20 @@ void gradient_apply(const Backward& b, Runs runs, index_t coefficient_stride) {
 // Sums in T are moved to double after this many rows.
 constexpr index_t block_rows = 64;
 
-// How far ahead to prefetch, in elements: whole groups of four rows, each as far as a stream.
+// Where to prefetch while column c of row k in a group of four rows is read, in elements from the
+// group's first: rows without gaps are prefetched in the order of memory, as DRAM likes it.
 template <class T>
-index_t rows_ahead(index_t stride) {
-  const index_t group = 4 * stride * index_t(sizeof(T));
-  return (4 * prefetch_bytes + group - 1) / group * (4 * stride);
-}
+struct RowsAhead {
+  index_t distance, per_column, per_row;
+
+  RowsAhead(index_t stride, index_t columns)
+      : per_column(stride == columns ? 4 : 1), per_row(stride == columns ? width_of<T> : stride) {
+    const index_t group = 4 * stride * index_t(sizeof(T));
+    distance = (2 * prefetch_bytes + group - 1) / group * (4 * stride);
+  }
+
+  index_t operator()(index_t c, index_t k) const { return distance + c * per_column + k * per_row; }
+};
 
 // Calls visit(row, Flag) for groups of four rows (true) and then single ones.
 template <class Visit>
@@ -495,7 +503,7 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
   T* __restrict const center = static_cast<T*>(scratch);
   T* __restrict const sum = center + columns;
   T* __restrict const square = sum + columns;
-  const index_t ahead = rows_ahead<T>(stride);
+  const RowsAhead<T> ahead(stride, columns);
   const auto clear = [=](T* values) {
     for (index_t c = 0; c < columns; ++c) values[c] = 0;
   };
@@ -520,7 +528,7 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
       map<T, false>(columns, sum, [=]<class V>(index_t c) {
         V d[count];
         for (index_t k = 0; k < count; ++k) {
-          prefetch_to_l2(row + k * stride + c + ahead);
+          prefetch_to_l2(row + ahead(c, k));
           d[k] = load<V>(row + k * stride + c) - load<V>(center + c);
         }
         if constexpr (four) {
@@ -556,9 +564,20 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
   }
 }
 
-// f<V>(element, column, rows' number k) for every element, y's stores streamed or not.
+// f<V>(element, column) for every element, y's stores streamed or not. Streamed rows that lie one
+// after the other are one run: the columns' coefficients go on past the last one with the first.
 template <class T, bool stream, class F>
 void map_columns(index_t rows, index_t stride, index_t columns, T* y, F f) {
+  if (stream && stride == columns) {
+    index_t column = 0;
+    map<T, stream>(rows * columns, y, [&]<class V>(index_t i) {
+      const index_t c = column;
+      column += index_t(sizeof(V) / sizeof(T));
+      while (column >= columns) column -= columns;
+      return f.template operator()<V>(i, c);
+    });
+    return;
+  }
   for (index_t row = 0; row < rows; ++row) {
     const index_t at = row * stride;
     map<T, stream>(columns, y + at,
@@ -573,12 +592,10 @@ void column_apply(const Forward& f, index_t rows, index_t stride, index_t column
   const T* const center = static_cast<const T*>(f.center);
   const T* const scale = static_cast<const T*>(f.scale);
   const T* const shift = static_cast<const T*>(f.shift);
-  constexpr index_t ahead = prefetch_bytes / index_t(sizeof(T));
   with_flags(
       [&](auto relu, auto with_residual, auto stream) {
         map_columns<T, stream>(
             rows, stride, columns, static_cast<T*>(f.y), [=]<class V>(index_t i, index_t c) {
-              if constexpr (stream) __builtin_prefetch(x + i + ahead);
               V y =
                   (load<V>(x + i) - load<V>(center + c)) * load<V>(scale + c) + load<V>(shift + c);
               if constexpr (with_residual) y += load<V>(residual + i);
@@ -601,7 +618,7 @@ void column_gradient_sums(const Backward& b, index_t rows, index_t stride, index
   const T* __restrict const shift = static_cast<const T*>(b.shift);
   T* __restrict const sum = static_cast<T*>(scratch);
   T* __restrict const product = sum + columns;
-  const index_t ahead = rows_ahead<T>(stride);
+  const RowsAhead<T> ahead(stride, columns);
   for (index_t c = 0; c < columns; ++c) sums[c] = products[c] = 0;
   with_flags(
       [&](auto relu, auto from_y) {
@@ -617,8 +634,8 @@ void column_gradient_sums(const Backward& b, index_t rows, index_t stride, index
               V g[count], gd[count];
               for (index_t k = 0; k < count; ++k) {
                 const index_t i = c + k * stride;
-                prefetch_to_l2(x + i + ahead);
-                prefetch_to_l2(dy + i + ahead);
+                prefetch_to_l2(x + ahead(c, k));
+                prefetch_to_l2(dy + ahead(c, k));
                 const V d = load<V>(x + i) - load<V>(center + c);
                 if constexpr (relu) {
                   g[k] = through<T, relu, from_y>(load<V>(dy + i), d, y + i, load<V>(scale + c),
@@ -660,15 +677,10 @@ void column_gradient_apply(const Backward& b, index_t rows, index_t stride, inde
   const T* const on_dy = static_cast<const T*>(b.on_dy);
   const T* const on_x = static_cast<const T*>(b.on_x);
   const T* const constant = static_cast<const T*>(b.constant);
-  constexpr index_t ahead = prefetch_bytes / index_t(sizeof(T));
   with_flags(
       [&](auto relu, auto from_y, auto with_residual, auto stream) {
         map_columns<T, stream>(
             rows, stride, columns, static_cast<T*>(b.dx), [=]<class V>(index_t i, index_t c) {
-              if constexpr (stream) {
-                __builtin_prefetch(x + i + ahead);
-                __builtin_prefetch(dy + i + ahead);
-              }
               const V d = load<V>(x + i) - load<V>(center + c);
               V g = load<V>(dy + i);
               if constexpr (relu) {

@@ -16,7 +16,8 @@ constexpr index_t sliced_up_to_bytes = 4 << 20;
 constexpr index_t slice_line_bytes = 256;
 constexpr index_t stream_from_bytes = 16 << 20;  // outputs that no cache will hold
 constexpr index_t most_chunks = 64;
-constexpr index_t hot_bytes = 1 << 14;  // of rows or groups that are visited twice
+constexpr index_t backwards_bytes = 1 << 20;  // shorter pieces disturb the hardware's prefetching
+constexpr index_t hot_bytes = 1 << 14;        // of rows or groups that are visited twice
 
 index_t size_of(Dtype dtype) {
   return dtype == Dtype::float32 ? 4 : 8;
@@ -100,10 +101,34 @@ bool streams(index_t bytes) {
   return bytes >= stream_from_bytes;
 }
 
-// Rows can be streamed only if each begins on a cache line.
-bool streams_rows(const Walk& walk, index_t channels, const void* out) {
+// Parts of rows can be streamed only if each begins on a cache line.
+bool streams_slices(const Walk& walk, index_t channels, const void* out) {
   return streams(walk.bytes) && channels * walk.item % 64 == 0 &&
          reinterpret_cast<__UINTPTR_TYPE__>(out) % 64 == 0;
+}
+
+// Past the last channel the coefficients go on with the first, for the length of a vector.
+constexpr index_t vector_of_doubles = 8;
+
+void go_on(const Scratch& coefficients, index_t arrays, index_t channels, index_t item) {
+  for (index_t array = 0; array < arrays; ++array) {
+    char* const first = reinterpret_cast<char*>(coefficients[array]);
+    for (index_t byte = 0; byte < vector_of_doubles * 8; ++byte) {
+      first[channels * item + byte] = first[byte];
+    }
+  }
+}
+
+// Visits the rows of a part in blocks, from the last to the first: the last ones that the pass
+// before has read are still in the cache.
+template <class Visit>
+void visit_rows_backwards(index_t outer, index_t row_bytes, int part, int parts, Visit visit) {
+  const Range mine = share(outer, part, parts);
+  const index_t most = std::max<index_t>(1, backwards_bytes / row_bytes);
+  for (index_t end = mine.end, begin; end > mine.begin; end = begin) {
+    begin = std::max(mine.begin, end - most);
+    visit(begin, end - begin);
+  }
 }
 
 // Calls visit(begin, end) for the groups of a part of all samples, as many of one sample at a time
@@ -141,7 +166,7 @@ void batch_norm(const Settings& settings, const BatchNorm& n, const Running& run
   const index_t item = walk.item, channels = n.channels, inner = n.inner;
   const Runs runs{n.outer, channels * inner, inner};
   const double count = double(n.outer * inner);
-  const Scratch coefficients(3, channels);
+  const Scratch coefficients(3, channels + vector_of_doubles);
   Forward forward{n.x,    residual, y, coefficients[0], coefficients[1], coefficients[2],
                   n.relu, false};
   const index_t traffic = walk.bytes * (2 + (residual != nullptr));
@@ -189,7 +214,7 @@ void batch_norm(const Settings& settings, const BatchNorm& n, const Running& run
     return;
   }
   if (walk.kind == Walk::slices) {
-    forward.stream = streams_rows(walk, channels, y);
+    forward.stream = streams_slices(walk, channels, y);
     const index_t slices = (channels + walk.slice - 1) / walk.slice;
     parallel_for(settings, traffic, [&](int part, int parts) {
       const Range mine = share(slices, part, parts);
@@ -247,11 +272,13 @@ void batch_norm(const Settings& settings, const BatchNorm& n, const Running& run
     parallel_for(settings, 0, [&](int, int) { finish(0, channels); });
   }
   if (y == nullptr) return;
+  forward.stream = streams(walk.bytes);
+  go_on(coefficients, 3, channels, item);
   parallel_for(settings, traffic, [&](int part, int parts) {
     if (walk.kind == Walk::rows) {
-      const Range mine = share(n.outer, part, parts);
-      kernels.column_apply(shifted(mine.begin * channels, 0), mine.end - mine.begin, channels,
-                           channels);
+      visit_rows_backwards(n.outer, channels * item, part, parts, [&](index_t row, index_t rows) {
+        kernels.column_apply(shifted(row * channels, 0), rows, channels, channels);
+      });
     } else {
       visit_runs_backwards(n.outer, channels, part, parts, [&](index_t run, index_t c) {
         kernels.apply(shifted(run * inner, c), {1, inner, inner}, 0);
@@ -268,7 +295,7 @@ void batch_norm_backward(const Settings& settings, const BatchNorm& n, const voi
   const Runs runs{n.outer, channels * inner, inner};
   const double count =
       n.training ? double(n.outer * inner) : std::numeric_limits<double>::infinity();
-  const Scratch coefficients(6, channels), sums(2, channels);
+  const Scratch coefficients(6, channels + vector_of_doubles), sums(2, channels);
   Backward backward{dy,
                     n.x,
                     y,
@@ -328,7 +355,7 @@ void batch_norm_backward(const Settings& settings, const BatchNorm& n, const voi
     return;
   }
   if (walk.kind == Walk::slices) {
-    backward.stream = streams_rows(walk, channels, dx);
+    backward.stream = streams_slices(walk, channels, dx);
     const index_t slices = (channels + walk.slice - 1) / walk.slice;
     parallel_for(settings, traffic, [&](int part, int parts) {
       const Range mine = share(slices, part, parts);
@@ -381,13 +408,13 @@ void batch_norm_backward(const Settings& settings, const BatchNorm& n, const voi
     }
     finish(c, mine.end);
   });
-  backward.stream =
-      walk.kind == Walk::rows ? streams_rows(walk, channels, dx) : streams(walk.bytes);
+  backward.stream = streams(walk.bytes);
+  go_on(coefficients, 6, channels, item);
   parallel_for(settings, traffic, [&](int part, int parts) {
     if (walk.kind == Walk::rows) {
-      const Range mine = share(n.outer, part, parts);
-      kernels.column_gradient_apply(shifted(mine.begin * channels, 0), mine.end - mine.begin,
-                                    channels, channels);
+      visit_rows_backwards(n.outer, channels * item, part, parts, [&](index_t row, index_t rows) {
+        kernels.column_gradient_apply(shifted(row * channels, 0), rows, channels, channels);
+      });
     } else {
       visit_runs_backwards(n.outer, channels, part, parts, [&](index_t run, index_t c) {
         kernels.gradient_apply(shifted(run * inner, c), {1, inner, inner}, 0);
