@@ -47,15 +47,6 @@ void stream(F f, index_t n, const T* g, T* p, S*... s) {
   each(f, first, n, g, p, s...);
 }
 
-template <int... i>
-struct Indices {};
-template <int n, int... i>
-struct CountTo : CountTo<n - 1, n - 1, i...> {};
-template <int... i>
-struct CountTo<0, i...> {
-  using Result = Indices<i...>;
-};
-
 template <class F, class T, int... coefficient, int... state>
 void run(const double* coefficients, void* const* streams, index_t begin, index_t n,
          Indices<coefficient...>, Indices<state...>) {
@@ -68,8 +59,8 @@ template <class F, class T>
 void run(const double* coefficients, void* const* streams, index_t begin, index_t n) {
   constexpr int count = count_words(F::names.coefficients);
   static_assert(sizeof(F) == count * sizeof(T), "every coefficient has a name");
-  run<F, T>(coefficients, streams, begin, n, typename CountTo<count>::Result{},
-            typename CountTo<count_words(F::names.state)>::Result{});
+  run<F, T>(coefficients, streams, begin, n, CountTo<count>{},
+            CountTo<count_words(F::names.state)>{});
 }
 
 // Sums of squares in double, since a float32 square overflows from 2e19 on. 128 bytes of sums:

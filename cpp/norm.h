@@ -12,7 +12,7 @@ template <class T>
 constexpr index_t width_of = vector_bytes / index_t(sizeof(T));
 template <class T>
 constexpr index_t lanes_of = accumulator_bytes / index_t(sizeof(T));
-constexpr index_t registers = accumulator_bytes / vector_bytes;
+constexpr int registers = accumulator_bytes / vector_bytes;
 
 // So many numbers on every ISA.
 template <class T, index_t n>
@@ -101,24 +101,32 @@ template <class T>
 struct Sums {
   Vector<T> part[registers] = {};
 
+  // In T down to eight sums, then in double.
   double total() const {
-    double values[lanes_of<T>];  // by whole registers, which GCC converts at once
-    for (index_t r = 0; r < registers; ++r) {
-      const auto wide = __builtin_convertvector(part[r], Pack<double, width_of<T>>);
-      __builtin_memcpy(values + r * width_of<T>, &wide, sizeof wide);
+    Vector<T> folded[registers];
+    unrolled<registers>([&](auto r) { folded[r] = part[r]; });
+    fold<registers / 2>(folded);
+    Pack<T, 8> sums;
+    if constexpr (sizeof sums < vector_bytes) {
+      add_halves(folded[0], sums);
+    } else {
+      __builtin_memcpy(&sums, folded, sizeof sums);
     }
-    Pack<double, 8> eight;
-    __builtin_memcpy(&eight, values, sizeof eight);
-    for (index_t i = 8; i < lanes_of<T>; i += 8) {
-      Pack<double, 8> next;
-      __builtin_memcpy(&next, values + i, sizeof next);
-      eight += next;
-    }
+    const auto eight = __builtin_convertvector(sums, Pack<double, 8>);
     Pack<double, 4> four;
     Pack<double, 2> two;
     add_halves(eight, four);
     add_halves(four, two);
     return two[0] + two[1];
+  }
+
+ private:
+  template <int n>
+  static void fold(Vector<T>* folded) {
+    if constexpr (n * vector_bytes >= index_t(sizeof(Pack<T, 8>))) {
+      unrolled<n>([=](auto r) { folded[r] += folded[r + n]; });
+      fold<n / 2>(folded);
+    }
   }
 };
 
@@ -137,22 +145,25 @@ struct Tail {
   };
   static constexpr Edge edge{};
 
-  explicit Tail(index_t n) : begin(n - n % lanes_of<T>), pad(lanes_of<T> - n) {
+  explicit Tail(index_t run) : n(run), begin(n - n % lanes_of<T>), pad(lanes_of<T> - n) {
     const auto* const from = edge.value + n % lanes_of<T>;
-    for (index_t r = 0; r < registers; ++r) mask[r] = load<Mask>(from + r * width_of<T>);
+    unrolled<registers>([&](auto r) { mask[r] = load<Mask>(from + r * width_of<T>); });
   }
 
   Vector<T> read(const T* x, index_t r) const {
-    if (pad <= 0) return load<Vector<T>>(x - pad + r * width_of<T>);
-    T values[width_of<T>] = {};
-    for (index_t k = 0; k < width_of<T>; ++k) {
-      const index_t from = r * width_of<T> + k - pad;
-      if (from >= 0) values[k] = x[from];
-    }
+    const index_t from = r * width_of<T> - pad;
+    if (pad <= 0) return load<Vector<T>>(x + from);
+    T values[width_of<T>];
+    read_padded(x, from, values);
     return load<Vector<T>>(values);
   }
 
-  index_t begin, pad;
+  // Rare, and kept out of the loops.
+  [[gnu::noinline]] static void read_padded(const T* x, index_t from, T* values) {
+    for (index_t k = 0; k < width_of<T>; ++k) values[k] = from + k >= 0 ? x[from + k] : 0;
+  }
+
+  index_t n, begin, pad;
   Mask mask[registers];
 };
 
@@ -160,22 +171,20 @@ struct Tail {
 // its elements of the array x, keep(v) makes those zero that are not to be counted. `ahead` is
 // where the next elements will be read, from the same place in the run on.
 template <class T, class Add>
-void each_lane(index_t n, const Tail<T>& tail, Add add, index_t begin = 0) {
+void each_lane(const Tail<T>& tail, Add add, index_t begin = 0) {
   constexpr index_t width = width_of<T>;
   for (index_t i = begin; i < tail.begin; i += lanes_of<T>) {
-#pragma GCC unroll 8
-    for (index_t r = 0; r < registers; ++r) {
+    unrolled<registers>([&](auto r) {
       add(
           r, [=](const T* x) { return load<Vector<T>>(x + i + r * width); },
           [](Vector<T> v) { return v; },
           [=](const T* x) {
             if (r * vector_bytes % line_bytes == 0) prefetch_to_l2(x + i + r * width);
           });
-    }
+    });
   }
-  if (tail.begin == n) return;
-#pragma GCC unroll 8
-  for (index_t r = 0; r < registers; ++r) {
+  if (tail.begin == tail.n) return;
+  unrolled<registers>([&](auto r) {
     add(
         r, [&](const T* x) { return tail.read(x, r); },
         [&](Vector<T> v) {
@@ -183,7 +192,7 @@ void each_lane(index_t n, const Tail<T>& tail, Add add, index_t begin = 0) {
                                              tail.mask[r]);
         },
         [](const T*) {});
-  }
+  });
 }
 
 // How far ahead to prefetch, in elements: the next run, where runs are neither too short nor too
@@ -201,26 +210,34 @@ template <class T>
 struct Blocks {
   Runs runs;
   index_t group = 1, length;
+  Tail<T> part, last_part;
 
-  explicit Blocks(Runs r) : runs(r), length(r.inner) {
-    if (runs.inner < block) {
-      if (runs.count > 1) group = block / runs.inner;
-    } else {
-      const index_t parts = (runs.inner + block / 2) / block;
-      const index_t even = (runs.inner + parts - 1) / parts;
-      length = (even + lanes_of<T> - 1) / lanes_of<T> * lanes_of<T>;
-    }
+  explicit Blocks(Runs r) : runs(r), length(length_of(r.inner)), part(length), last_part(rest()) {
+    if (runs.inner < block && runs.count > 1) group = block / runs.inner;
   }
 
-  // Calls visit(first element, runs, elements of each run).
+  // Calls visit(first element, runs, the elements of each run).
   template <class Visit>
   void each(Visit visit) const {
     for (index_t run = 0; run < runs.count; run += group) {
       const index_t count = run + group <= runs.count ? group : runs.count - run;
       for (index_t i = 0; i < runs.inner; i += length) {
-        visit(run * runs.stride + i, count, i + length <= runs.inner ? length : runs.inner - i);
+        visit(run * runs.stride + i, count, i + length < runs.inner ? part : last_part);
       }
     }
+  }
+
+ private:
+  static index_t length_of(index_t inner) {
+    if (inner < block) return inner;
+    const index_t parts = (inner + block / 2) / block;
+    const index_t even = (inner + parts - 1) / parts;
+    return (even + lanes_of<T> - 1) / lanes_of<T> * lanes_of<T>;
+  }
+
+  index_t rest() const {
+    const index_t over = runs.inner % length;
+    return over == 0 ? length : over;
   }
 };
 
@@ -251,15 +268,15 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
   double counted = 0;
   T center = 0;
   *mean = *m2 = 0;
-  blocks.each([&](index_t begin, index_t count, index_t n) {
-    const Tail<T> tail(n);
+  blocks.each([&](index_t begin, index_t count, const Tail<T>& tail) {
+    const index_t n = tail.n;
     if (centered && counted == 0) {
       const index_t some = count == 1 ? 1 : (lanes_of<T> * 2 + n - 1) / n;
       const index_t first = some < count ? some : count;
       Sums<T> sum;
       for (index_t run = 0; run < first; ++run) {
         const T* const from = x + begin + run * runs.stride;
-        each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto) {
+        each_lane<T>(tail, [&](auto r, auto read, auto keep, auto) {
           sum.part[r] += keep(value(read(from)));
         });
       }
@@ -268,7 +285,7 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
     // Four squares are added before they meet a long sum: inputs with few bits left of their mean
     // have squares that are 0 or 1 modulo 4, and rounding would always go down.
     Sums<T> sum, square;
-    const auto add_four = [&](index_t r, Vector<T> a, Vector<T> b, Vector<T> c, Vector<T> d) {
+    const auto add_four = [&](auto r, Vector<T> a, Vector<T> b, Vector<T> c, Vector<T> d) {
       sum.part[r] += (a + b) + (c + d);
       square.part[r] += (a * a + b * b) + (c * c + d * d);
     };
@@ -276,27 +293,27 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
     const T* from = x + begin;
     index_t run = 0, i = 0;
     for (; run + 4 <= count; run += 4, from += 4 * stride) {
-      each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto) {
+      each_lane<T>(tail, [&](auto r, auto read, auto keep, auto) {
         const auto d = [&](index_t k) { return keep(value(read(from + k * stride)) - center); };
         add_four(r, d(0), d(1), d(2), d(3));
       });
     }
     if (count == 1) {
       for (; i + 4 * lanes <= n; i += 4 * lanes) {
-        for (index_t r = 0; r < registers; ++r) {
+        unrolled<registers>([&](auto r) {
           const auto d = [&](index_t k) {
             const T* const at = from + i + k * lanes + r * width_of<T>;
             if (r * vector_bytes % line_bytes == 0) prefetch_to_l2(at + ahead);
             return value(load<Vector<T>>(at)) - center;
           };
           add_four(r, d(0), d(1), d(2), d(3));
-        }
+        });
       }
     }
     for (; run < count; ++run, from += stride) {
       each_lane<T>(
-          n, tail,
-          [&](index_t r, auto read, auto keep, auto) {
+          tail,
+          [&](auto r, auto read, auto keep, auto) {
             const Vector<T> d = keep(value(read(from)) - center);
             sum.part[r] += d;
             square.part[r] += d * d;
@@ -412,12 +429,11 @@ void gradient_sums(const Backward& b, Runs runs, index_t statistics, index_t apa
           const T scale = relu ? static_cast<const T*>(b.scale)[i] : T(0);
           const T shift = relu ? static_cast<const T*>(b.shift)[i] : T(0);
           double dy_total = 0, product_total = 0;
-          blocks.each([&](index_t begin, index_t count, index_t n) {
-            const Tail<T> tail(n);
+          blocks.each([&](index_t begin, index_t count, const Tail<T>& tail) {
             Sums<T> sum, product;
             for (index_t run = 0; run < count; ++run) {
               const index_t at = begin + run * runs.stride;
-              each_lane<T>(n, tail, [&](index_t r, auto read, auto keep, auto prefetch) {
+              each_lane<T>(tail, [&](auto r, auto read, auto keep, auto prefetch) {
                 prefetch(x + at + ahead);
                 prefetch(dy + at + ahead);
                 const Vector<T> d = read(x + at) - center;
@@ -733,9 +749,9 @@ void row_gradient_sums(const Backward& b, const void* gamma_data, index_t rows, 
           const T* const x = static_cast<const T*>(b.x) + row * n;
           const T center = static_cast<const T*>(b.center)[row];
           double dy_total = 0, product_total = 0;
-          blocks.each([&](index_t begin, index_t, index_t count) {
+          blocks.each([&](index_t begin, index_t, const Tail<T>& tail) {
             Sums<T> sum, product;
-            each_lane<T>(count, Tail<T>(count), [&](index_t r, auto read, auto keep, auto) {
+            each_lane<T>(tail, [&](auto r, auto read, auto keep, auto) {
               Vector<T> g = read(dy + begin);
               if constexpr (with_gamma) g *= read(gamma + begin);
               sum.part[r] += keep(g);

@@ -17,7 +17,7 @@ constexpr index_t slice_line_bytes = 256;
 constexpr index_t stream_from_bytes = 16 << 20;  // outputs that no cache will hold
 constexpr index_t most_chunks = 64;
 constexpr index_t backwards_bytes = 1 << 20;  // shorter pieces disturb the hardware's prefetching
-constexpr index_t hot_bytes = 1 << 14;        // of rows or groups that are visited twice
+constexpr index_t hot_bytes = 1 << 16;        // of rows or groups that are visited twice
 
 index_t size_of(Dtype dtype) {
   return dtype == Dtype::float32 ? 4 : 8;

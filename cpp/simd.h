@@ -16,6 +16,32 @@ constexpr index_t accumulator_bytes = 128;
 template <class T>
 using Vector __attribute__((vector_size(vector_bytes))) = T;
 
+template <int... i>
+struct Indices {};
+template <int n, int... i>
+struct Count : Count<n - 1, n - 1, i...> {};
+template <int... i>
+struct Count<0, i...> {
+  using Result = Indices<i...>;
+};
+template <int n>
+using CountTo = typename Count<n>::Result;
+
+// Calls f(i) for every i < n, each a constant: an array that only constants index can live in
+// registers.
+template <int i>
+struct Constant {
+  constexpr operator index_t() const { return i; }
+};
+template <class F, int... i>
+void unrolled(F f, Indices<i...>) {
+  (f(Constant<i>{}), ...);
+}
+template <int n, class F>
+void unrolled(F f) {
+  unrolled(f, CountTo<n>{});
+}
+
 inline float sqrt(float x) {
   return __builtin_sqrtf(x);
 }

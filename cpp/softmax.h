@@ -248,8 +248,7 @@ void transpose(Vector<T>* v) {
   for (int round = 1; round < width; round *= 2) {
     Vector<T> zipped[width];
     for (int i = 0; i < width / 2; ++i) {
-      zip<T>(zipped[2 * i], zipped[2 * i + 1], v[i], v[i + width / 2],
-             typename CountTo<width>::Result{});
+      zip<T>(zipped[2 * i], zipped[2 * i + 1], v[i], v[i + width / 2], CountTo<width>{});
     }
     for (int i = 0; i < width; ++i) v[i] = zipped[i];
   }
