@@ -85,13 +85,13 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def(
           "step",
           [](Plan& plan, py::handle params, py::handle grads, py::handle fold, double loss_scale,
-             std::optional<double> max_norm, bool skip_nonfinite) {
+             std::optional<double> max_norm, bool skip_nonfinite, bool zero_grads) {
             const CurrentSettings settings;
             return plan.step(settings.get(), params, grads, fold, loss_scale, max_norm,
-                             skip_nonfinite);
+                             skip_nonfinite, zero_grads);
           },
           py::arg("params"), py::arg("grads"), py::arg("fold"), py::arg("loss_scale"),
-          py::arg("max_norm"), py::arg("skip_nonfinite"));
+          py::arg("max_norm"), py::arg("skip_nonfinite"), py::arg("zero_grads") = false);
 
   bind_losses(m);
   bind_norm(m);

@@ -249,9 +249,11 @@ void Plan::collect_array(size_t index, py::handle param, py::handle grad) {
   if (!leaf.seen_grad.matches(grad, ndarray_type_)) {
     const std::string place = where("grads", leaf.name);
     // Arithmetic on an array without axes makes NumPy scalars.
-    const py::object object = py::isinstance(grad, numpy_.attr("generic"))
-                                  ? py::object(numpy_.attr("asarray")(grad))
-                                  : py::reinterpret_borrow<py::object>(grad);
+    py::object object = py::reinterpret_borrow<py::object>(grad);
+    if (py::isinstance(grad, numpy_.attr("generic"))) {
+      object = numpy_.attr("asarray")(grad);
+      object.attr("flags").attr("writeable") = false;  // the scalar would not change
+    }
     const py::array array = as_array(object, place);
     check_like(array, leaf.param, place, "its parameter has");
     leaf.seen_grad = Seen(array);
@@ -269,11 +271,28 @@ void Plan::collect_array(size_t index, py::handle param, py::handle grad) {
   stepped_.push_back(index);
 }
 
+bool Plan::share(const py::array& a, const py::array& b) const {
+  return numpy_.attr("shares_memory")(a, b).cast<bool>();
+}
+
+// By address; none may share memory with another.
+void Plan::sort_apart(std::vector<Write>& writes) const {
+  std::sort(writes.begin(), writes.end(),
+            [](const Write& a, const Write& b) { return a.extent.begin < b.extent.begin; });
+  const char* reach = nullptr;
+  for (size_t i = 0; i < writes.size(); ++i) {
+    for (size_t j = i + 1; j < writes.size() && writes[j].extent.begin < writes[i].extent.end;
+         ++j) {
+      if (share(writes[i].array, writes[j].array)) {
+        fail<py::value_error>(writes[j].place, " shares memory with ", writes[i].place);
+      }
+    }
+    reach = writes[i].reach = std::max(reach, writes[i].extent.end);
+  }
+}
+
 // Parameters and state may not share memory with each other, nor a gradient with any of them.
 void Plan::check_overlap() {
-  const auto share = [this](const py::array& a, const py::array& b) {
-    return numpy_.attr("shares_memory")(a, b).cast<bool>();
-  };
   if (!writes_known_) {
     writes_.clear();
     for (const Leaf& leaf : leaves_) {
@@ -285,18 +304,7 @@ void Plan::check_overlap() {
         add(leaf.state[i], "the state of " + where("params", leaf.name));
       }
     }
-    std::sort(writes_.begin(), writes_.end(),
-              [](const Write& a, const Write& b) { return a.extent.begin < b.extent.begin; });
-    const char* reach = nullptr;
-    for (size_t i = 0; i < writes_.size(); ++i) {
-      for (size_t j = i + 1; j < writes_.size() && writes_[j].extent.begin < writes_[i].extent.end;
-           ++j) {
-        if (share(writes_[i].array, writes_[j].array)) {
-          fail<py::value_error>(writes_[j].place, " shares memory with ", writes_[i].place);
-        }
-      }
-      reach = writes_[i].reach = std::max(reach, writes_[i].extent.end);
-    }
+    sort_apart(writes_);
   }
   for (const size_t index : writes_known_ ? moved_grads_ : stepped_) {
     const Leaf& leaf = leaves_[index];
@@ -320,6 +328,27 @@ void Plan::check_overlap() {
   }
   writes_known_ = true;
   moved_grads_.clear();
+}
+
+// Gradients that are set to zero must be writable, and may not share memory with each other.
+void Plan::check_zeroed() {
+  if (zeroed_ == stepped_) return;
+  std::vector<Write> writes;
+  for (const size_t index : stepped_) {
+    const Leaf& leaf = leaves_[index];
+    const std::string place = where("grads", leaf.name);
+    const auto grad = py::reinterpret_borrow<py::array>(leaf.grad);
+    if (!grad.writeable()) {
+      fail<py::value_error>(place, " is read-only, and zero_grads=True writes to it");
+    }
+    if (overlaps_itself(grad)) {
+      fail<py::value_error>(place, " has elements that share memory (strides ",
+                            text(grad.attr("strides")), "), and zero_grads=True writes to it");
+    }
+    if (grad.size() > 0) writes.push_back({Extent(grad), nullptr, grad, place});
+  }
+  sort_apart(writes);
+  zeroed_ = stepped_;
 }
 
 // Puts the axes in the parameter's memory order and joins those that all streams walk as one.
@@ -454,7 +483,7 @@ void Plan::set_constants(int group, const std::string& rule, const py::dict& val
 
 std::optional<double> Plan::step(const Settings& settings, py::handle params, py::handle grads,
                                  py::handle fold, double loss_scale, std::optional<double> max_norm,
-                                 bool skip_nonfinite) {
+                                 bool skip_nonfinite, bool zero_grads) {
   const Busy busy(busy_, caller_);
   // Lets go of the gradients; those not yet checked for overlap, because the step failed, are not
   // taken for seen.
@@ -474,7 +503,11 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
     fail<py::type_error>(where("grads", ""), " is None, expected the tree of params");
   }
   collect(tree_, params, grads);
-  if (!writes_known_ || !moved_grads_.empty()) check_overlap();
+  if (!writes_known_ || !moved_grads_.empty()) {
+    check_overlap();
+    zeroed_.clear();
+  }
+  if (zero_grads) check_zeroed();
 
   index_t elements = 0;
   std::int64_t* const counts = counts_.mutable_data();
@@ -507,7 +540,9 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
       for (Batch& batch : batches_) {
         batch.coefficients.value[batch.grad_scale] *= scale;
       }
-      update(settings, tasks_);
+      update(settings, tasks_, zero_grads);
+    } else if (zero_grads) {
+      zero_gradients(settings, tasks_);
     }
   }
   isa_ = settings.table->isa;

@@ -43,10 +43,10 @@ class Plan {
 
   // Steps all arrays that have a gradient, or none. `fold(group, t)` returns the other coefficients
   // of a group's t-th step, as a dict. Returns the global norm of the gradients where it was
-  // needed.
+  // needed. With `zero_grads` they are zero afterwards.
   std::optional<double> step(const Settings& settings, py::handle params, py::handle grads,
                              py::handle fold, double loss_scale, std::optional<double> max_norm,
-                             bool skip_nonfinite);
+                             bool skip_nonfinite, bool zero_grads);
 
   std::int64_t steps = 0;
   std::int64_t skipped_steps = 0;
@@ -94,7 +94,10 @@ class Plan {
   void grow(Tree& tree, py::handle object, int depth, bool grouped, int group);
   void collect(const Tree& tree, py::handle params, py::handle grads);
   void collect_array(size_t index, py::handle param, py::handle grad);
+  bool share(const py::array& a, const py::array& b) const;
+  void sort_apart(std::vector<Write>& writes) const;
   void check_overlap();
+  void check_zeroed();
   static void find_layout(Leaf& leaf);
   const Rule& find_rule(const std::string& name);
   const Batch& find_batch(py::handle fold, const Leaf& leaf, std::int64_t t);
@@ -111,6 +114,7 @@ class Plan {
   py::array_t<std::int64_t> counts_;     // completed steps of every array
   std::vector<Write> writes_;            // parameters and state, by address
   bool writes_known_ = false;
+  std::vector<size_t> zeroed_;  // leaves whose gradients are known to be fit for that
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 
   const char* isa_ = "";

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 namespace fastopt {
 namespace {
@@ -63,6 +64,23 @@ void sum_strided(const SquareSum& square_sum, double scale, const Task& task, in
   }
 }
 
+void set_to_zero(const Task& task, index_t begin, index_t end) {
+  const index_t item = item_size(task.update->dtype);
+  if (task.strided == nullptr) {
+    std::memset(static_cast<char*>(task.streams[0]) + begin * item, 0,
+                size_t((end - begin) * item));
+  } else if (task.update->dtype == Dtype::float32) {
+    walk<float>(*task.strided, 0, task.streams[0], begin, end - begin,
+                [](float& x, index_t) { x = 0; });
+  } else {
+    walk<double>(*task.strided, 0, task.streams[0], begin, end - begin,
+                 [](double& x, index_t) { x = 0; });
+  }
+}
+
+// Gradients are set to zero in pieces of this many elements, while they are in the cache.
+constexpr index_t zeroed_piece = 8 * block;
+
 index_t blocks_of(index_t n) {
   return (n + block - 1) / block;
 }
@@ -115,19 +133,32 @@ class Shares {
 
 }  // namespace
 
-void update(const Settings& settings, const std::vector<Task>& tasks) {
+void update(const Settings& settings, const std::vector<Task>& tasks, bool zero_grads) {
   const Shares shares(tasks, false);
   parallel_for(settings, shares.bytes(), [&](int part, int parts) {
     shares.visit(tasks, part, parts, [&](size_t i, index_t begin, index_t end) {
       const Task& task = tasks[i];
-      if (task.strided == nullptr) {
-        task.update->run(task.coefficients, task.streams, begin, end - begin);
-      } else if (task.update->dtype == Dtype::float32) {
-        apply_strided<float>(task, begin, end);
-      } else {
-        apply_strided<double>(task, begin, end);
+      const index_t piece = zero_grads ? zeroed_piece : end - begin;
+      for (index_t next; begin < end; begin = next) {
+        next = std::min(begin + piece, end);
+        if (task.strided == nullptr) {
+          task.update->run(task.coefficients, task.streams, begin, next - begin);
+        } else if (task.update->dtype == Dtype::float32) {
+          apply_strided<float>(task, begin, next);
+        } else {
+          apply_strided<double>(task, begin, next);
+        }
+        if (zero_grads) set_to_zero(task, begin, next);
       }
     });
+  });
+}
+
+void zero_gradients(const Settings& settings, const std::vector<Task>& tasks) {
+  const Shares shares(tasks, true);
+  parallel_for(settings, shares.bytes(), [&](int part, int parts) {
+    shares.visit(tasks, part, parts,
+                 [&](size_t i, index_t begin, index_t end) { set_to_zero(tasks[i], begin, end); });
   });
 }
 

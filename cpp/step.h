@@ -22,7 +22,10 @@ struct Task {
   index_t size;
 };
 
-void update(const Settings& settings, const std::vector<Task>& tasks);
+// With `zero_grads` the gradients are zero afterwards.
+void update(const Settings& settings, const std::vector<Task>& tasks, bool zero_grads);
+
+void zero_gradients(const Settings& settings, const std::vector<Task>& tasks);
 
 struct GradientSum {
   double norm;

@@ -261,6 +261,24 @@ def overlap_after_failure(w: Any) -> None:
         w.opt.step(w.grads)
 
 
+def zeroed(name: str, value: Any) -> Callable[[Any], None]:
+    """A gradient that a step may read but not set to zero."""
+
+    def arrange(w: Any) -> None:
+        put("grads", name, value)(w)
+        w.options["zero_grads"] = True
+
+    return arrange
+
+
+def zeroed_unseen(w: Any) -> None:
+    """Both gradients were seen before, but never together."""
+    w.grads["layers"][1] = w.grads["W"][:2, :2]
+    w.opt.step({"W": None, "layers": w.grads["layers"]})
+    w.opt.step({"W": w.grads["W"], "layers": [None, None]}, zero_grads=True)
+    w.options["zero_grads"] = True
+
+
 def lr(value: Any) -> Callable[[Any], None]:
     return lambda w: setattr(w.opt, "lr", lambda steps: value)
 
@@ -341,6 +359,15 @@ STEPS: list[tuple[Callable[[Any], None], type[Exception], str]] = [
     (overlap, ValueError, r"params\['layers.1'\] shares memory with .*params\['W'\]"),
     (reshape_in_place((4, 3)), ValueError, r"params\['W'\] has shape \(4, 3\), was bound with"),
     (reshape_in_place((300, 400)), ValueError, r"params\['W'\] has shape \(300, 400\), was bound"),
+    # gradients that are set to zero
+    (zeroed("W", read_only), ValueError, r"grads\['W'\] is read-only, and zero_grads=True"),
+    (zeroed("W", np.broadcast_to(np.ones(4), (3, 4))), ValueError, r"\['W'\] is read-only, and"),
+    (
+        zeroed("W", np.lib.stride_tricks.as_strided(np.ones(4), (3, 4), (0, 8))),
+        ValueError,
+        r"grads\['W'\] has elements that share memory \(strides \(0, 8\)\), and zero_grads=True",
+    ),
+    (zeroed_unseen, ValueError, r"grads\['layers.1'\] shares memory with .*grads\['W'\]"),
     # scalars
     (option(loss_scale=0.0), ValueError, "Adam.step: loss_scale is 0.0, expected a number > 0"),
     (option(loss_scale=-1.0), ValueError, "Adam.step: loss_scale is -1.0"),
@@ -423,6 +450,11 @@ def test_a_step_after_a_failed_one(arrange: Callable[[Any], None]) -> None:
             lambda: SGD([{"params": np.ones(1)}]).step([np.ones(1), np.ones(1)]),
             ValueError,
             "SGD.step: grads has 2 items, expected 1",
+        ),
+        (
+            lambda: SGD(np.ones(())).step(np.float64(1), zero_grads=True),
+            ValueError,
+            "SGD.step: grads is read-only, and zero_grads=True writes to it",
         ),
     ],
 )

@@ -350,6 +350,31 @@ def test_skipping(bad: float, n: int, isa: str) -> None:
     assert (opt.steps, opt.skipped_steps) == (1, len({0, n // 2, n - 1}))
 
 
+@pytest.mark.parametrize("options", [{}, {"max_norm": 1.0}, {"skip_nonfinite": True}])
+def test_gradients_are_zero_after_their_step(options: dict[str, Any], isa: str) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [rng.standard_normal(shape) for shape in ((100_003,), (30, 400), (7, 8), ())]
+    memory = np.ones(200_006)
+    params: list[Any] = [np.ones(g.shape) for g in drawn]
+    separate = [p.copy() for p in params]
+    grads: list[Any] = [memory[::2], *(g.copy(order="F") for g in drawn[1:])]
+    grads[0][...] = drawn[0]
+    expected = Adam(separate).step(drawn, **options)
+    assert Adam(params).step(grads, zero_grads=True, **options) == expected
+    assert all(p.tobytes() == q.tobytes() for p, q in zip(params, separate, strict=True))
+    assert all((g == 0).all() for g in grads)
+    assert (memory[1::2] == 1).all()
+
+
+def test_gradients_of_a_skipped_step_are_zero_after_it() -> None:
+    opt = SGD([np.ones(3), np.ones(2000), np.ones(1)])
+    grads = [np.full(3, np.inf), np.ones((2, 2000))[0], None]
+    opt.step(grads, skip_nonfinite=True, zero_grads=True)
+    assert opt.skipped_steps == 1
+    assert not grads[0].any()
+    assert not grads[1].any()
+
+
 @pytest.mark.parametrize(("value", "dtype"), [(1e30, np.float32), (1e200, np.float64)])
 def test_large_finite_gradients_are_not_skipped(value: float, dtype: Any, isa: str) -> None:
     w = np.zeros(5, dtype)

@@ -74,6 +74,7 @@ class Plan:
         loss_scale: float,
         max_norm: float | None,
         skip_nonfinite: bool,
+        zero_grads: bool = False,
     ) -> float | None: ...
 
 Float = NDArray[Any]

@@ -195,6 +195,7 @@ class Optimizer:
         loss_scale: float = 1.0,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
+        zero_grads: bool = False,
     ) -> float | None:
         """
         Make one step in place: all parameters that have a gradient, or none at all.
@@ -214,6 +215,11 @@ class Optimizer:
         skip_nonfinite : bool, default False
             Do nothing, and count it in ``skipped_steps``, if any element of a gradient is
             infinite or NaN.
+        zero_grads : bool, default False
+            Set the gradients to zero once they have been used, also those of a step that
+            ``skip_nonfinite`` left out: for loops that add to them. It costs less here, where
+            they are in the cache, than after the step. They must be writable then and may not
+            share memory with each other.
 
         Returns
         -------
@@ -244,7 +250,7 @@ class Optimizer:
         if loss_scale != 1.0 or max_norm is not None:
             self._check_scaling(loss_scale, max_norm)
         return self._plan.step(
-            self._params, grads, self._fold, loss_scale, max_norm, skip_nonfinite
+            self._params, grads, self._fold, loss_scale, max_norm, skip_nonfinite, zero_grads
         )
 
     def update(
@@ -255,6 +261,7 @@ class Optimizer:
         loss_scale: float = 1.0,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
+        zero_grads: bool = False,
     ) -> float | None:
         """
         Step ``params``, which the first call binds: ``opt.update(params, grads)`` in a loop.
@@ -263,7 +270,7 @@ class Optimizer:
         ----------
         params : array or tree of arrays
             May be other arrays of the same names, shapes and dtypes at every call.
-        grads, loss_scale, max_norm, skip_nonfinite
+        grads, loss_scale, max_norm, skip_nonfinite, zero_grads
             As for `step`.
 
         Returns
@@ -292,7 +299,9 @@ class Optimizer:
             params = [group["params"] for group in params]
         assert self._plan is not None
         self._check_scaling(loss_scale, max_norm)
-        norm = self._plan.step(params, grads, self._fold, loss_scale, max_norm, skip_nonfinite)
+        norm = self._plan.step(
+            params, grads, self._fold, loss_scale, max_norm, skip_nonfinite, zero_grads
+        )
         self._params = params
         return norm
 
