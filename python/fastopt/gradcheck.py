@@ -13,7 +13,7 @@ from fastopt._tree import Tree, Vector, flatten, flatten_like, named_arrays, unf
 __all__ = ["EPS", "THRESHOLD", "GradientCheck", "WorstEntry", "check_gradient"]
 
 EPS = float(np.finfo(np.float64).eps ** (1 / 3))
-"""The default step, 6.1e-6: the cube root of the float64 machine epsilon."""
+"""The default step: the cube root of the float64 machine epsilon."""
 
 THRESHOLD = 1e-7
 """A check passes when its relative error is below this."""
