@@ -22,6 +22,7 @@ extensions = [
 ]
 html_theme = "furo"
 html_math_renderer = "mathml"
+add_function_parentheses = False
 html_title = f"fastopt {version}"
 exclude_patterns = ["_build"]
 
@@ -60,7 +61,9 @@ def _mathml(translator: HTML5Translator, node: nodes.math | nodes.math_block) ->
     except MathError as error:
         logging.getLogger(__name__).warning("%s: %s", error, tex, location=node)
         formula = translator.encode(tex)
-    translator.body.append(f'<div style="overflow-x: auto">{formula}</div>' if block else formula)
+    if block:
+        formula = f'<div style="margin: 1rem 0; overflow: auto hidden">{formula}</div>'
+    translator.body.append(formula)
     raise nodes.SkipNode
 
 
