@@ -1,5 +1,7 @@
 """Sphinx configuration: `make docs`."""
 
+import re
+
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -57,6 +59,8 @@ def _mathml(translator: HTML5Translator, node: nodes.math | nodes.math_block) ->
     block = isinstance(node, nodes.math_block)
     tex = node.astext()
     try:
+        if re.search(r"frac\s*\d", tex):
+            raise MathError(r"\frac12 would be drawn as 12 over what follows; write \frac{1}{2}")
         formula = tex2mathml(tex, as_block=block)
     except MathError as error:
         logging.getLogger(__name__).warning("%s: %s", error, tex, location=node)

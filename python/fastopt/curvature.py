@@ -68,7 +68,7 @@ def hessian(grad_fn: Callable[[Any], Any], params: Tree) -> Vector:
 
     .. math::
         H_{:,i} \approx \frac{g(\theta + h_i e_i) - g(\theta - h_i e_i)}{2 h_i}, \quad
-        h_i = u^{1/3} \max(1, |\theta_i|), \qquad H \leftarrow \tfrac12 (H + H^\top)
+        h_i = u^{1/3} \max(1, |\theta_i|), \qquad H \leftarrow \tfrac{1}{2} (H + H^\top)
 
     The error is about :math:`u^{2/3}` = 4e-11 (:math:`u` = 2.2e-16) where the gradient and its
     derivatives are of order one.
@@ -121,7 +121,7 @@ def critical_point(
     r"""Tell minimum, maximum and saddle point by the eigenvalues of the Hessian.
 
     .. math::
-        L(\theta) \approx L(\theta') + \tfrac12 (\theta - \theta')^\top H (\theta - \theta'),
+        L(\theta) \approx L(\theta') + \tfrac{1}{2} (\theta - \theta')^\top H (\theta - \theta'),
         \qquad H v = \lambda v, \qquad
         \text{minimum ratio} = \frac{\#\{\lambda > 0\}}{\#\lambda}
 
@@ -235,7 +235,7 @@ def escape(
 
     .. math::
         \theta \leftarrow \theta \pm s\, v, \qquad
-        L(\theta \pm s\, v) \approx L(\theta) - \tfrac12 s^2 |\lambda_{\min}|
+        L(\theta \pm s\, v) \approx L(\theta) - \tfrac{1}{2} s^2 |\lambda_{\min}|
 
     The gradient is zero, but along the eigenvector :math:`v` of a negative eigenvalue the loss
     falls to both sides.

@@ -103,7 +103,7 @@ class log_uniform(_Range):
     r"""A positive float whose logarithm is uniform: learning rates, weight decay.
 
     .. math::
-        x = e^r, \qquad r \sim U(\ln \text{low}, \ln \text{high})
+        x = e^r, \qquad r \sim U(\ln(\text{low}), \ln(\text{high}))
 
     From 1e-4 to 1, a quarter of the draws falls in each decade; `uniform` would spend 90 % of
     them between 0.1 and 1.
