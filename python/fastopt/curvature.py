@@ -94,6 +94,10 @@ def hessian(grad_fn: Callable[[Any], Any], params: Tree) -> Vector:
         If `params` is empty, the names or shapes of the gradients differ from those of `params`,
         or a gradient is not finite.
 
+    References
+    ----------
+    Nocedal, Wright, Numerical optimization, 2006, section 8.1.
+
     Examples
     --------
     The loss x**2 * y at (1, 3):
@@ -259,6 +263,10 @@ def escape(
         If the point has no escape direction, the names or shapes of `params` differ from it, an
         array is read-only, `step` is not positive, or the loss is lower on neither side. Nothing
         is changed then.
+
+    References
+    ----------
+    H.-y. Lee, *Machine Learning* 2021, "When gradient is small: local minimum and saddle point".
 
     Examples
     --------

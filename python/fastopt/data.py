@@ -56,6 +56,10 @@ def standardize(
         axis is not an axis of x or has no samples; only one of mean and std is given, it does not
         broadcast to x, or a std is not positive (that of a constant feature must be 1).
 
+    References
+    ----------
+    LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998, section 4.3.
+
     Examples
     --------
     >>> train = np.array([[1.0, 7.0], [3.0, 7.0]])
@@ -163,6 +167,10 @@ class minibatches(Generic[Arrays]):
         The arrays are not ndarrays, or rng is not a Generator (a seed is none).
     ValueError
         The arrays are empty or differ in length, or there is no batch in an epoch.
+
+    References
+    ----------
+    LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998, sections 4.1 and 4.2.
 
     Examples
     --------
