@@ -92,7 +92,8 @@ def standardize(
             # Two sets of samples, seen and new, make one: Chan, Golub, LeVeque, 1983.
             count[part] += n
             step = (center - shift[part]) * (n / count[part])
-            square[part] += np.square(deviation, out=deviation).sum(axes, keepdims=True)
+            deviation *= deviation
+            square[part] += deviation.sum(axes, keepdims=True)
             square[part] += step * (center - shift[part]) * (count[part] - n)
             shift[part] += step
         mean, std = np.asarray(first + shift), np.asarray(np.sqrt(square / count))
