@@ -53,7 +53,9 @@ def draw(path: Weights, direction: Weights) -> None:
         cmap="Blues",
         norm="asinh",
     )
-    figure.colorbar(surface, ax=ax, label="loss")
+    figure.colorbar(
+        surface, ax=ax, label="loss", ticks=[0, 0.1, 0.5, 1.01, 2, 5, 25], format="%.2g"
+    )
     right = np.linspace(0.5, 2)
     ax.plot(right, 1 / right, color="tab:green", label="minima: w1 w2 = 1")
     ax.plot(-right, -1 / right, color="tab:green")
@@ -66,7 +68,7 @@ def draw(path: Weights, direction: Weights) -> None:
         scale_units="xy",
         scale=1,
         width=0.006,
-        zorder=3,
+        zorder=1.5,  # under the path
     )
     ax.plot(*path[0], "kX", markersize=10, label="saddle, with its ways out")
     ax.set(xlabel="w1", ylabel="w2", aspect="equal", title="Out of a saddle: loss (1 − w1 w2)²")
