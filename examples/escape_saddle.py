@@ -53,24 +53,17 @@ def draw(path: Weights, direction: Weights) -> None:
         cmap="Blues",
         norm="asinh",
     )
-    figure.colorbar(surface, ax=ax, label="loss")
+    figure.colorbar(
+        surface, ax=ax, label="loss", ticks=[0, 0.1, 0.5, 1.01, 2, 5, 25], format="%.2g"
+    )
+    ax.axline((0, 0), tuple(direction), color="black", linestyle=":", label="eigenvector")
     right = np.linspace(0.5, 2)
     ax.plot(right, 1 / right, color="tab:green", label="minima: w1 w2 = 1")
     ax.plot(-right, -1 / right, color="tab:green")
-    ax.plot(*path.T, ".-", color="tab:red", label="the escape, then gradient descent")
-    arrows = np.array([direction, -direction]) / 2
-    ax.quiver(
-        *np.repeat(path[:1], 2, axis=0).T,
-        *arrows.T,
-        angles="xy",
-        scale_units="xy",
-        scale=1,
-        width=0.006,
-        zorder=3,
-    )
-    ax.plot(*path[0], "kX", markersize=10, label="saddle, with its ways out")
+    ax.plot(*path.T, ".-", color="tab:red", label="escape, then descent")
+    ax.plot(*path[0], "kX", markersize=10, label="saddle")
     ax.set(xlabel="w1", ylabel="w2", aspect="equal", title="Out of a saddle: loss (1 − w1 w2)²")
-    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     OUTPUT.mkdir(exist_ok=True)
     figure.savefig(OUTPUT / "escape_saddle.png", dpi=150)
 

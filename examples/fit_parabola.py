@@ -63,6 +63,7 @@ def main() -> None:
     curve.plot(range(1, EPOCHS + 1), mean_losses, color="gray")
     curve.axhline(0.01, color="black", linestyle=":", label="variance of the noise")
     ax.set(xlabel="x", ylabel="y", title="What the network has learned")
+    ax.set_xticks(np.linspace(-1, 1, 5))
     curve.set(xlabel="epoch", ylabel="mean squared error", yscale="log", title="Adadelta's loss")
     for each in (ax, curve):
         each.grid(alpha=0.3)

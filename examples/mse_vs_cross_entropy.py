@@ -69,6 +69,7 @@ def main() -> None:
         slope = np.linalg.norm(loss(with_third(np.array([gap / 2, -gap / 2])))[1], axis=-1)
         slopes.plot(gap, slope, label=name)
         print(f"{name}: from {path[0]} to {path[-1].round(2)} in {STEPS} steps")
+    axes[0].annotate(f"still here after {STEPS} steps", (-8, 8), (-6.5, 7.6), color="white")
     axes[1].legend(loc="lower left")
     slopes.axvline(-16, color="black", linestyle=":", label="start")
     slopes.set(xlabel="y1 − y2", yscale="log", title="norm of the gradient")

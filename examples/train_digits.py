@@ -138,7 +138,10 @@ def draw(runs: dict[tuple[str, bool], Run], path: Path) -> None:
     for ax in axes[:, 0]:
         ax.set_ylabel("mean cross-entropy")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="lower center", ncols=4)
-    figure.suptitle("Handwritten digits: the dot is the epoch with the lowest validation loss")
+    figure.suptitle(
+        "Handwritten digits: the dot is the epoch with the lowest validation loss, "
+        "a curve ends where training stopped"
+    )
     figure.tight_layout(rect=(0, 0.04, 1, 1))
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)

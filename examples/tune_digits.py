@@ -7,6 +7,7 @@ examples/output/tune_digits.png.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ def report(study: optuna.Study) -> None:
             marker=marker,
             edgecolors="black",
             linewidths=0.5,
-            label=name,
         )
+        ax.scatter([], [], marker=marker, color="white", edgecolors="black", label=name)
     figure.colorbar(points, ax=ax, label="validation accuracy, %", extend="min")
     ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="1 − beta")
     ax.invert_yaxis()  # beta grows upwards
@@ -78,9 +79,18 @@ def report(study: optuna.Study) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=40, help="in each of the three rounds")
+    trials = parser.parse_args().trials
+
     with fastopt.config_context(num_threads=1):  # the network is too small to share
         study = tune.random_search(
-            validation_accuracy, SPACE, 40, seed=0, direction="maximize", refine=len(ROUNDS) - 1
+            validation_accuracy,
+            SPACE,
+            trials,
+            seed=0,
+            direction="maximize",
+            refine=len(ROUNDS) - 1,
         )
         _, accuracy = fit(study.best_params).evaluate(test)
     report(study)

@@ -54,6 +54,20 @@ def test_given_the_training_statistics_it_makes_the_same_numbers(shape: tuple[in
     )
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((70_001, 3), 0), ((3, 200_000), 1), ((50, 3, 5000), (0, 2))]
+)
+def test_more_data_than_a_block(shape: tuple[int, ...], axis: int | tuple[int, ...]) -> None:
+    x = rng(0).normal(1e6, 1.0, shape)
+    x[0] += 1e3  # an outlier, where the first sample is the origin
+    x = np.sort(x, axis=0)  # no block is like another
+    z, mean, std = standardize(x, axis)
+    wide = x.astype(np.longdouble)
+    np.testing.assert_allclose(mean, wide.mean(axis, keepdims=True), rtol=1e-15)
+    np.testing.assert_allclose(std, wide.std(axis, keepdims=True), rtol=1e-13)
+    np.testing.assert_array_equal(z, (x - mean) / std)
+
+
 def test_plain_numbers_serve_as_statistics() -> None:
     z, mean, std = standardize([[1.0, 2.0], [3.0, 4.0]], mean=1, std=[2, 4])
     np.testing.assert_array_equal(z, [[0.0, 0.25], [1.0, 0.75]], strict=True)

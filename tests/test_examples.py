@@ -1,13 +1,10 @@
-"""
-The quick examples run and draw their pictures; in a copy, so that none is overwritten.
-
-Those that train on the digits take minutes: `make demo` and `make pictures` run them.
-"""
+"""The examples run and draw their pictures; in a copy, so that none is overwritten."""
 
 from __future__ import annotations
 
 import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +14,7 @@ import pytest
 import fastopt
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-QUICK = [
+COMMANDS = [
     "batch_sizes",
     "draw_schedules",
     "escape_saddle",
@@ -26,6 +23,8 @@ QUICK = [
     "mse_vs_cross_entropy",
     "optimizer_paths",
     "temperatures",
+    "train_digits --epochs 2",
+    "tune_digits --trials 2",
 ]
 
 
@@ -36,10 +35,12 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_draws(name: str, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_draws(command: str, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *arguments = command.split()
     matplotlib.use("agg")
     monkeypatch.syspath_prepend(examples)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
     with fastopt.config_context(num_threads=1):  # the arrays are tiny
         runpy.run_path(str(examples / f"{name}.py"), run_name="__main__")
     plt.close("all")

@@ -123,7 +123,12 @@ class ExponentialMovingAverage:
 
     def value(self) -> Any:
         """
-        Return the averaged parameters: a tree like ``params`` of new arrays.
+        Return the averaged parameters.
+
+        Returns
+        -------
+        tree like params
+            Of new arrays.
 
         Raises
         ------
@@ -308,6 +313,11 @@ def exponential_moving_average(
     ------
     TypeError, ValueError
         If an argument does not fit.
+
+    References
+    ----------
+    Roberts, Control chart tests based on geometric moving averages, 1959.
+    Ng, Improving deep neural networks, 2017, week 2: exponentially weighted averages.
 
     Examples
     --------

@@ -68,7 +68,7 @@ def hessian(grad_fn: Callable[[Any], Any], params: Tree) -> Vector:
 
     .. math::
         H_{:,i} \approx \frac{g(\theta + h_i e_i) - g(\theta - h_i e_i)}{2 h_i}, \quad
-        h_i = u^{1/3} \max(1, |\theta_i|), \qquad H \leftarrow \tfrac12 (H + H^\top)
+        h_i = u^{1/3} \max(1, |\theta_i|), \qquad H \leftarrow \tfrac{1}{2} (H + H^\top)
 
     The error is about :math:`u^{2/3}` = 4e-11 (:math:`u` = 2.2e-16) where the gradient and its
     derivatives are of order one.
@@ -93,6 +93,10 @@ def hessian(grad_fn: Callable[[Any], Any], params: Tree) -> Vector:
     ValueError
         If `params` is empty, the names or shapes of the gradients differ from those of `params`,
         or a gradient is not finite.
+
+    References
+    ----------
+    Nocedal, Wright, Numerical optimization, 2006, section 8.1.
 
     Examples
     --------
@@ -121,7 +125,7 @@ def critical_point(
     r"""Tell minimum, maximum and saddle point by the eigenvalues of the Hessian.
 
     .. math::
-        L(\theta) \approx L(\theta') + \tfrac12 (\theta - \theta')^\top H (\theta - \theta'),
+        L(\theta) \approx L(\theta') + \tfrac{1}{2} (\theta - \theta')^\top H (\theta - \theta'),
         \qquad H v = \lambda v, \qquad
         \text{minimum ratio} = \frac{\#\{\lambda > 0\}}{\#\lambda}
 
@@ -235,7 +239,7 @@ def escape(
 
     .. math::
         \theta \leftarrow \theta \pm s\, v, \qquad
-        L(\theta \pm s\, v) \approx L(\theta) - \tfrac12 s^2 |\lambda_{\min}|
+        L(\theta \pm s\, v) \approx L(\theta) - \tfrac{1}{2} s^2 |\lambda_{\min}|
 
     The gradient is zero, but along the eigenvector :math:`v` of a negative eigenvalue the loss
     falls to both sides.
@@ -259,6 +263,10 @@ def escape(
         If the point has no escape direction, the names or shapes of `params` differ from it, an
         array is read-only, `step` is not positive, or the loss is lower on neither side. Nothing
         is changed then.
+
+    References
+    ----------
+    H.-y. Lee, *Machine Learning* 2021, "When gradient is small: local minimum and saddle point".
 
     Examples
     --------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
@@ -56,6 +57,10 @@ def standardize(
         axis is not an axis of x or has no samples; only one of mean and std is given, it does not
         broadcast to x, or a std is not positive (that of a constant feature must be 1).
 
+    References
+    ----------
+    LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998, section 4.3.
+
     Examples
     --------
     >>> train = np.array([[1.0, 7.0], [3.0, 7.0]])
@@ -77,9 +82,21 @@ def standardize(
             raise ValueError(f"standardize: x has no samples along axis {axis}, shape {x.shape}")
         # Relative to the first sample: exact for a constant, and a large mean costs no digits.
         first = x[tuple(slice(1 if a in axes else None) for a in range(x.ndim))].astype(wide)
-        deviation = x - first
-        mean = np.asarray(first + deviation.mean(axes, keepdims=True))
-        std = np.asarray(deviation.std(axes, keepdims=True))
+        count, shift, square = (np.zeros(first.shape, wide) for _ in range(3))
+        for block in _blocks(x):
+            part = ... if 0 in axes else block
+            deviation = x[block] - first[part]
+            n = math.prod(deviation.shape[a] for a in axes)
+            center = deviation.mean(axes, keepdims=True)
+            deviation -= center
+            # Two sets of samples, seen and new, make one: Chan, Golub, LeVeque, 1983.
+            count[part] += n
+            step = (center - shift[part]) * (n / count[part])
+            deviation *= deviation
+            square[part] += deviation.sum(axes, keepdims=True)
+            square[part] += step * (center - shift[part]) * (count[part] - n)
+            shift[part] += step
+        mean, std = np.asarray(first + shift), np.asarray(np.sqrt(square / count))
         std[std <= np.finfo(dtype).eps * np.abs(mean)] = 1
     elif mean is None or std is None:
         given, missing = ("mean", "std") if std is None else ("std", "mean")
@@ -96,9 +113,21 @@ def standardize(
                 ) from None
         if not np.all(std > 0):
             raise ValueError(f"standardize: std must be > 0 (1 for a constant), got {std.min()}")
-    z = x - mean
-    z /= std
-    return z.astype(dtype, copy=False), mean, std
+    z = np.empty_like(x, dtype, subok=False)
+    means, stds = np.broadcast_to(mean, x.shape), np.broadcast_to(std, x.shape)
+    for block in _blocks(x):
+        deviation = x[block] - means[block]
+        deviation /= stds[block]
+        z[block] = deviation
+    return z, mean, std
+
+
+def _blocks(x: Array) -> list[Any]:
+    """Cut the first axis: what is computed of one block at a time stays in the cache."""
+    if x.ndim == 0:
+        return [...]
+    rows = max(1, 2**17 // max(1, math.prod(x.shape[1:])))
+    return [slice(i, i + rows) for i in range(0, len(x), rows)]
 
 
 def _count_samples(arrays: Any) -> int:
@@ -163,6 +192,10 @@ class minibatches(Generic[Arrays]):
         The arrays are not ndarrays, or rng is not a Generator (a seed is none).
     ValueError
         The arrays are empty or differ in length, or there is no batch in an epoch.
+
+    References
+    ----------
+    LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998, sections 4.1 and 4.2.
 
     Examples
     --------

@@ -13,7 +13,7 @@ from fastopt._tree import Tree, Vector, flatten, flatten_like, named_arrays, unf
 __all__ = ["EPS", "THRESHOLD", "GradientCheck", "WorstEntry", "check_gradient"]
 
 EPS = float(np.finfo(np.float64).eps ** (1 / 3))
-"""The default step, 6.1e-6: the cube root of the float64 machine epsilon."""
+"""The default step: the cube root of the float64 machine epsilon."""
 
 THRESHOLD = 1e-7
 """A check passes when its relative error is below this."""
@@ -21,7 +21,17 @@ THRESHOLD = 1e-7
 
 @dataclass(frozen=True)
 class WorstEntry:
-    """The entry whose two gradients are furthest apart (a NaN is further than any number)."""
+    """The entry whose two gradients are furthest apart (a NaN is further than any number).
+
+    Attributes
+    ----------
+    name : str
+        Its parameter, as a dotted path.
+    index : tuple of int
+        Its place there.
+    analytic, numeric : float
+        The gradient that was given, and the central difference.
+    """
 
     name: str
     index: tuple[int, ...]
@@ -128,7 +138,7 @@ def check_gradient(
 
     References
     ----------
-    A. Ng, *Improving Deep Neural Networks*, week 1: gradient checking.
+    Ng, Improving deep neural networks, 2017, week 1: gradient checking.
 
     Examples
     --------

@@ -5,7 +5,7 @@ its weights; over many layers anything but a factor of 1 explodes or vanishes. S
 1/n for a linear layer or tanh (LeCun), 2/n for ReLU, which drops half of it (He), and for Glorot
 2/(fan_in + fan_out), the harmonic mean of what the forward and the backward pass ask for.
 
-All functions have the arguments of :func:`lecun_normal`. The axes in_axis and out_axis are the
+All functions have the same arguments. The axes in_axis and out_axis are the
 inputs and the outputs, every other axis belongs to the receptive field: the default, the last two
 axes, is right for ``x @ W`` with W of shape (inputs, outputs) and for convolution kernels of shape
 (height, width, channels in, channels out). torch stores (out, in, height, width): there it is
@@ -111,7 +111,7 @@ def lecun_normal(
 ) -> Weight:
     """Normal with variance 1/fan_in: keeps the variance through linear layers and tanh.
 
-    ``std = sqrt(1 / fan_in)``
+    ``std = sqrt(1 / fan_in)`` with fan_in = inputs times receptive field.
 
     Parameters
     ----------
@@ -119,10 +119,10 @@ def lecun_normal(
         Shape of the weight, at least two axes, every one >= 1.
     rng : numpy.random.Generator
         Source of the random numbers, and the only one.
-    dtype : floating-point dtype
+    dtype : floating-point dtype, default float32
         Type of the result.
-    in_axis, out_axis : int or sequence of int
-        The axes of the inputs and of the outputs; the others are the receptive field.
+    in_axis, out_axis : int or sequence of int, default -2 and -1
+        The axes of the inputs and of the outputs; all others are the receptive field.
 
     Returns
     -------
@@ -132,13 +132,14 @@ def lecun_normal(
     Raises
     ------
     TypeError
-        The rng is not a Generator (a seed is none), the dtype not floating, the shape no sequence.
+        The rng is no Generator (a seed is none), the dtype not floating, the shape no sequence
+        of ints.
     ValueError
         The shape has fewer than two axes (a bias) or an empty one, or the axes do not fit it.
 
     References
     ----------
-    Y. LeCun, L. Bottou, G. Orr, K.-R. Müller: Efficient BackProp. 1998.
+    LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998.
 
     Examples
     --------
@@ -160,13 +161,36 @@ def lecun_uniform(
 ) -> Weight:
     """Uniform with variance 1/fan_in: keeps the variance through linear layers and tanh.
 
-    ``limit = sqrt(3 / fan_in)``, uniform between -limit and limit.
+    Between -limit and limit, ``limit = sqrt(3 / fan_in)`` with fan_in = inputs times receptive
+    field.
 
-    Arguments, result and errors are those of :func:`lecun_normal`.
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of the weight, at least two axes, every one >= 1.
+    rng : numpy.random.Generator
+        Source of the random numbers, and the only one.
+    dtype : floating-point dtype, default float32
+        Type of the result.
+    in_axis, out_axis : int or sequence of int, default -2 and -1
+        The axes of the inputs and of the outputs; all others are the receptive field.
+
+    Returns
+    -------
+    ndarray
+        The weight, of the shape and dtype asked for.
+
+    Raises
+    ------
+    TypeError
+        The rng is no Generator (a seed is none), the dtype not floating, the shape no sequence
+        of ints.
+    ValueError
+        The shape has fewer than two axes (a bias) or an empty one, or the axes do not fit it.
 
     References
     ----------
-    Y. LeCun, L. Bottou, G. Orr, K.-R. Müller: Efficient BackProp. 1998.
+    LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998.
 
     Examples
     --------
@@ -188,14 +212,36 @@ def glorot_normal(
 ) -> Weight:
     """Normal with variance 2/(fan_in + fan_out), for tanh: also called Xavier.
 
-    ``std = sqrt(2 / (fan_in + fan_out))``
+    ``std = sqrt(2 / (fan_in + fan_out))`` with fan_in = inputs, fan_out = outputs, each times
+    receptive field.
 
-    Arguments, result and errors are those of :func:`lecun_normal`.
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of the weight, at least two axes, every one >= 1.
+    rng : numpy.random.Generator
+        Source of the random numbers, and the only one.
+    dtype : floating-point dtype, default float32
+        Type of the result.
+    in_axis, out_axis : int or sequence of int, default -2 and -1
+        The axes of the inputs and of the outputs; all others are the receptive field.
+
+    Returns
+    -------
+    ndarray
+        The weight, of the shape and dtype asked for.
+
+    Raises
+    ------
+    TypeError
+        The rng is no Generator (a seed is none), the dtype not floating, the shape no sequence
+        of ints.
+    ValueError
+        The shape has fewer than two axes (a bias) or an empty one, or the axes do not fit it.
 
     References
     ----------
-    X. Glorot, Y. Bengio: Understanding the difficulty of training deep feedforward neural networks.
-    AISTATS 2010.
+    Glorot, Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010.
 
     Examples
     --------
@@ -217,14 +263,36 @@ def glorot_uniform(
 ) -> Weight:
     """Uniform with variance 2/(fan_in + fan_out), for tanh: also called Xavier.
 
-    ``limit = sqrt(6 / (fan_in + fan_out))``, uniform between -limit and limit.
+    Between -limit and limit, ``limit = sqrt(6 / (fan_in + fan_out))`` with fan_in = inputs,
+    fan_out = outputs, each times receptive field.
 
-    Arguments, result and errors are those of :func:`lecun_normal`.
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of the weight, at least two axes, every one >= 1.
+    rng : numpy.random.Generator
+        Source of the random numbers, and the only one.
+    dtype : floating-point dtype, default float32
+        Type of the result.
+    in_axis, out_axis : int or sequence of int, default -2 and -1
+        The axes of the inputs and of the outputs; all others are the receptive field.
+
+    Returns
+    -------
+    ndarray
+        The weight, of the shape and dtype asked for.
+
+    Raises
+    ------
+    TypeError
+        The rng is no Generator (a seed is none), the dtype not floating, the shape no sequence
+        of ints.
+    ValueError
+        The shape has fewer than two axes (a bias) or an empty one, or the axes do not fit it.
 
     References
     ----------
-    X. Glorot, Y. Bengio: Understanding the difficulty of training deep feedforward neural networks.
-    AISTATS 2010.
+    Glorot, Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010.
 
     Examples
     --------
@@ -246,13 +314,36 @@ def he_normal(
 ) -> Weight:
     """Normal with variance 2/fan_in, for ReLU: also called Kaiming.
 
-    ``std = sqrt(2 / fan_in)``
+    ``std = sqrt(2 / fan_in)`` with fan_in = inputs times receptive field.
 
-    Arguments, result and errors are those of :func:`lecun_normal`.
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of the weight, at least two axes, every one >= 1.
+    rng : numpy.random.Generator
+        Source of the random numbers, and the only one.
+    dtype : floating-point dtype, default float32
+        Type of the result.
+    in_axis, out_axis : int or sequence of int, default -2 and -1
+        The axes of the inputs and of the outputs; all others are the receptive field.
+
+    Returns
+    -------
+    ndarray
+        The weight, of the shape and dtype asked for.
+
+    Raises
+    ------
+    TypeError
+        The rng is no Generator (a seed is none), the dtype not floating, the shape no sequence
+        of ints.
+    ValueError
+        The shape has fewer than two axes (a bias) or an empty one, or the axes do not fit it.
 
     References
     ----------
-    K. He, X. Zhang, S. Ren, J. Sun: Delving Deep into Rectifiers. ICCV 2015.
+    He, Zhang, Ren, Sun, Delving deep into rectifiers: surpassing human-level performance on
+    ImageNet classification, 2015.
 
     Examples
     --------
@@ -274,13 +365,37 @@ def he_uniform(
 ) -> Weight:
     """Uniform with variance 2/fan_in, for ReLU: also called Kaiming.
 
-    ``limit = sqrt(6 / fan_in)``, uniform between -limit and limit.
+    Between -limit and limit, ``limit = sqrt(6 / fan_in)`` with fan_in = inputs times receptive
+    field.
 
-    Arguments, result and errors are those of :func:`lecun_normal`.
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of the weight, at least two axes, every one >= 1.
+    rng : numpy.random.Generator
+        Source of the random numbers, and the only one.
+    dtype : floating-point dtype, default float32
+        Type of the result.
+    in_axis, out_axis : int or sequence of int, default -2 and -1
+        The axes of the inputs and of the outputs; all others are the receptive field.
+
+    Returns
+    -------
+    ndarray
+        The weight, of the shape and dtype asked for.
+
+    Raises
+    ------
+    TypeError
+        The rng is no Generator (a seed is none), the dtype not floating, the shape no sequence
+        of ints.
+    ValueError
+        The shape has fewer than two axes (a bias) or an empty one, or the axes do not fit it.
 
     References
     ----------
-    K. He, X. Zhang, S. Ren, J. Sun: Delving Deep into Rectifiers. ICCV 2015.
+    He, Zhang, Ren, Sun, Delving deep into rectifiers: surpassing human-level performance on
+    ImageNet classification, 2015.
 
     Examples
     --------
@@ -308,18 +423,38 @@ def orthogonal(
     ``W @ W.T = gain**2 * I``. It is uniform over all such matrices: the Q of a normal matrix, with
     the signs that make the diagonal of R positive.
 
-    The other arguments, result and errors are those of :func:`lecun_normal`.
-
     Parameters
     ----------
-    gain : float
+    shape : sequence of int
+        Shape of the weight, at least two axes, every one >= 1.
+    rng : numpy.random.Generator
+        Source of the random numbers, and the only one.
+    dtype : floating-point dtype, default float32
+        Type of the result.
+    in_axis, out_axis : int or sequence of int, default -2 and -1
+        The axes of the inputs and of the outputs; all others are the receptive field.
+    gain : float, default 1.0
         Scale of the matrix, finite and > 0; ``sqrt(2)`` suits ReLU.
+
+    Returns
+    -------
+    ndarray
+        The weight, of the shape and dtype asked for.
+
+    Raises
+    ------
+    TypeError
+        The rng is no Generator (a seed is none), the dtype not floating, the shape no sequence
+        of ints, the gain no number.
+    ValueError
+        The shape has fewer than two axes (a bias) or an empty one, the axes do not fit it, or the
+        gain is out of its range.
 
     References
     ----------
-    A. Saxe, J. McClelland, S. Ganguli: Exact solutions to the nonlinear dynamics of learning in
-    deep linear neural networks. ICLR 2014. F. Mezzadri: How to generate random matrices from the
-    classical compact groups. Notices of the AMS 54, 2007.
+    Saxe, McClelland, Ganguli, Exact solutions to the nonlinear dynamics of learning in deep linear
+    neural networks, 2014.
+    Mezzadri, How to generate random matrices from the classical compact groups, 2007.
 
     Examples
     --------
@@ -356,13 +491,39 @@ def truncated_normal(
     deviation ``std``; no weight is larger than ``2.274 * std``. This is how JAX and Keras draw
     their ``*_normal``; in torch's ``trunc_normal_`` std is the parent's.
 
-    The other arguments, result and errors are those of :func:`lecun_normal`.
-
     Parameters
     ----------
+    shape : sequence of int
+        Shape of the weight, at least two axes, every one >= 1.
+    rng : numpy.random.Generator
+        Source of the random numbers, and the only one.
+    dtype : floating-point dtype, default float32
+        Type of the result.
+    in_axis, out_axis : int or sequence of int, default -2 and -1
+        The axes of the inputs and of the outputs; all others are the receptive field.
     std : float, optional
-        Standard deviation of the weights, finite and > 0; by default ``sqrt(1 / fan_in)``, and with
-        ``sqrt(2 / fan_in)`` it is the truncated :func:`he_normal`.
+        Standard deviation of the weights, finite and > 0; by default ``sqrt(1 / fan_in)`` with
+        fan_in = inputs times receptive field. With ``sqrt(2 / fan_in)`` it is the truncated
+        :func:`he_normal`.
+
+    Returns
+    -------
+    ndarray
+        The weight, of the shape and dtype asked for.
+
+    Raises
+    ------
+    TypeError
+        The rng is no Generator (a seed is none), the dtype not floating, the shape no sequence
+        of ints, the std no number.
+    ValueError
+        The shape has fewer than two axes (a bias) or an empty one, the axes do not fit it, or the
+        std is out of its range.
+
+    References
+    ----------
+    Johnson, Kotz, Balakrishnan, Continuous univariate distributions 1, 1994, chapter 13 (the
+    variance of a truncated normal distribution).
 
     Examples
     --------

@@ -65,10 +65,60 @@ class Layer:
         return self.forward(x)
 
     def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
+        """
+        Normalize x, and keep what `backward` needs; calling the layer is the same.
+
+        Parameters
+        ----------
+        x : array
+            Of the layer's dtype, and of a shape that the layer's function takes.
+        out : array like x, optional
+            Receives y.
+
+        Returns
+        -------
+        y : array like x
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the layer's function.
+        """
+        raise NotImplementedError
+
+    def backward(self, dy: Array, *, out: MaybeArray = None) -> Any:
+        """
+        Return the gradient of x, and set ``grads``.
+
+        Parameters
+        ----------
+        dy : array like x
+            The gradient of y.
+        out : array like x, optional
+            Receives dx; it may be ``dy``.
+
+        Returns
+        -------
+        dx : array like x
+
+        Raises
+        ------
+        RuntimeError
+            If there was no forward.
+        TypeError, ValueError
+            If dy or out is not like x.
+        """
         raise NotImplementedError
 
     def train(self, training: bool = True) -> None:
-        """Set ``training``; False for evaluation."""
+        """
+        Set ``training``.
+
+        Parameters
+        ----------
+        training : bool, default True
+            False for evaluation.
+        """
         self.training = training
 
     def _for_backward(self) -> Saved:
@@ -82,12 +132,24 @@ class Layer:
                 self.grads[name] = gradient
 
     def state_dict(self) -> dict[str, Array]:
-        """The parameters and running statistics under torch's names: the live arrays."""
+        """
+        Return the parameters and running statistics.
+
+        Returns
+        -------
+        dict of str to array
+            The live arrays, under torch's names.
+        """
         return {**self.params, **self.buffers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
         Copy a state, torch's or another layer's, into the arrays of this one.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            The names of `state_dict`; ``num_batches_tracked`` may be missing.
 
         Raises
         ------
@@ -133,6 +195,12 @@ class BatchNorm(Layer):
     """
     Batch normalization of the channels at ``axis``: see `fastopt.batch_norm`.
 
+    ::
+
+        y = weight (x - mean) / sqrt(var + eps) + bias    [+ residual]    [relu]
+
+    with the batch's mean and var in training, the running ones in evaluation.
+
     Parameters
     ----------
     num_features : int
@@ -144,15 +212,23 @@ class BatchNorm(Layer):
     affine : bool, default True
         Learn ``weight`` (gamma) and ``bias`` (beta).
     axis : int, default 1
+        Where the channels are; -1 for channels-last.
     activation : {None, "relu"}, default None
+        Applied to the output, in the same pass.
     unbiased : bool, default True
         Average the unbiased variance.
-    dtype : default float32
+    dtype : float32 or float64, default float32
+        Of the parameters, and of x.
 
     Raises
     ------
     TypeError, ValueError
         If a parameter is out of its range.
+
+    References
+    ----------
+    Ioffe, Szegedy, Batch normalization: accelerating deep network training by reducing internal
+    covariate shift, 2015.
 
     Examples
     --------
@@ -202,7 +278,27 @@ class BatchNorm(Layer):
         return self.forward(x, residual)
 
     def forward(self, x: Array, residual: MaybeArray = None, *, out: MaybeArray = None) -> Array:
-        """y of x (and a residual); in training the running statistics move."""
+        """
+        Normalize x, and keep what `backward` needs; in training the running statistics move.
+
+        Parameters
+        ----------
+        x : array
+            Of the layer's dtype, ``num_features`` long at ``axis``.
+        residual : array like x, optional
+            Added before the activation.
+        out : array like x, optional
+            Receives y. It may be ``residual`` and, in evaluation, x itself.
+
+        Returns
+        -------
+        y : array like x
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fastopt.batch_norm`.
+        """
         tracked = self.buffers["num_batches_tracked"]
         momentum = 1 / (int(tracked) + 1) if self.momentum is None else self.momentum
         y, self._saved = norm.batch_norm(
@@ -225,7 +321,29 @@ class BatchNorm(Layer):
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Any:
-        """dx, or (dx, dresidual) after a forward with a residual; sets ``grads``."""
+        """
+        Return the gradient of x, and set ``grads``.
+
+        Parameters
+        ----------
+        dy : array like x
+            The gradient of y.
+        out : array like x, optional
+            Receives dx; it may be ``dy``.
+
+        Returns
+        -------
+        dx : array like x
+        dresidual : array like x
+            Only if there was a residual.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no forward.
+        TypeError, ValueError
+            If dy or out is not like x.
+        """
         gradients = norm.batch_norm_backward(dy, self._for_backward(), out=out)
         self._set_grads(gradients[1], gradients[2])
         return (gradients[0], gradients[3]) if len(gradients) == 4 else gradients[0]
@@ -235,14 +353,30 @@ class LayerNorm(Layer):
     """
     Layer normalization over the last axes: see `fastopt.layer_norm`.
 
+    ::
+
+        y = weight (x - mean) / sqrt(var + eps) + bias
+
     Parameters
     ----------
     normalized_shape : int or sequence of int
+        The last axes of x.
     eps : float, default 1e-5
     elementwise_affine : bool, default True
         Learn ``weight`` (gamma) and, with ``bias``, ``bias`` (beta).
     bias : bool, default True
-    dtype : default float32
+        False: learn ``weight`` alone.
+    dtype : float32 or float64, default float32
+        Of the parameters, and of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is out of its range.
+
+    References
+    ----------
+    Ba, Kiros, Hinton, Layer normalization, 2016.
 
     Examples
     --------
@@ -272,7 +406,6 @@ class LayerNorm(Layer):
         self.elementwise_affine = elementwise_affine
 
     def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
-        """y of x."""
         gamma, beta = self.params.get("weight"), self.params.get("bias")
         y, self._saved = norm.layer_norm(
             x, self.normalized_shape, gamma=gamma, beta=beta, eps=self.eps or 0.0, out=out
@@ -280,7 +413,6 @@ class LayerNorm(Layer):
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
-        """dx; sets ``grads``."""
         dx, dgamma, dbeta = norm.layer_norm_backward(dy, self._for_backward(), out=out)
         self._set_grads(dgamma, dbeta)
         return dx
@@ -290,14 +422,29 @@ class RMSNorm(Layer):
     """
     Root mean square normalization over the last axes: see `fastopt.rms_norm`.
 
+    ::
+
+        y = weight x / sqrt(mean(x^2) + eps)
+
     Parameters
     ----------
     normalized_shape : int or sequence of int
+        The last axes of x.
     eps : float, optional
         By default the distance from 1 to the next number of the dtype.
     elementwise_affine : bool, default True
         Learn ``weight`` (gamma).
-    dtype : default float32
+    dtype : float32 or float64, default float32
+        Of the parameters, and of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is out of its range.
+
+    References
+    ----------
+    Zhang, Sennrich, Root mean square layer normalization, 2019.
 
     Examples
     --------
@@ -325,14 +472,12 @@ class RMSNorm(Layer):
         self.elementwise_affine = elementwise_affine
 
     def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
-        """y of x."""
         y, self._saved = norm.rms_norm(
             x, self.normalized_shape, gamma=self.params.get("weight"), eps=self.eps, out=out
         )
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
-        """dx; sets ``grads``."""
         dx, dgamma = norm.rms_norm_backward(dy, self._for_backward(), out=out)
         self._set_grads(dgamma)
         return dx
@@ -342,15 +487,30 @@ class GroupNorm(Layer):
     """
     Group normalization of (N, C, ...): see `fastopt.group_norm`.
 
+    ::
+
+        y = weight (x - mean) / sqrt(var + eps) + bias
+
     Parameters
     ----------
     num_groups : int
         Divides ``num_channels``.
     num_channels : int
+        C of x.
     eps : float, default 1e-5
     affine : bool, default True
         Learn ``weight`` (gamma) and ``bias`` (beta).
-    dtype : default float32
+    dtype : float32 or float64, default float32
+        Of the parameters, and of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is out of its range.
+
+    References
+    ----------
+    Wu, He, Group normalization, 2018.
 
     Examples
     --------
@@ -384,7 +544,6 @@ class GroupNorm(Layer):
         self.affine = affine
 
     def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
-        """y of x."""
         gamma, beta = self.params.get("weight"), self.params.get("bias")
         y, self._saved = norm.group_norm(
             x, self.num_groups, gamma=gamma, beta=beta, eps=self.eps or 0.0, out=out
@@ -392,7 +551,6 @@ class GroupNorm(Layer):
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
-        """dx; sets ``grads``."""
         dx, dgamma, dbeta = norm.group_norm_backward(dy, self._for_backward(), out=out)
         self._set_grads(dgamma, dbeta)
         return dx
@@ -402,6 +560,10 @@ class InstanceNorm(Layer):
     """
     Instance normalization of (N, C, ...): see `fastopt.instance_norm`.
 
+    ::
+
+        y = weight (x - mean) / sqrt(var + eps) + bias
+
     Parameters
     ----------
     num_features : int
@@ -409,7 +571,18 @@ class InstanceNorm(Layer):
     eps : float, default 1e-5
     affine : bool, default False
         Learn ``weight`` (gamma) and ``bias`` (beta).
-    dtype : default float32
+    dtype : float32 or float64, default float32
+        Of the parameters, and of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is out of its range.
+
+    References
+    ----------
+    Ulyanov, Vedaldi, Lempitsky, Instance normalization: the missing ingredient for fast
+    stylization, 2016.
 
     Examples
     --------
@@ -436,7 +609,6 @@ class InstanceNorm(Layer):
         self.affine = affine
 
     def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
-        """y of x."""
         if isinstance(x, np.ndarray) and x.ndim > 1 and x.shape[1] != self.num_features:
             raise ValueError(
                 f"InstanceNorm: x has shape {x.shape}, expected {self.num_features} channels"
@@ -446,7 +618,6 @@ class InstanceNorm(Layer):
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
-        """dx; sets ``grads``."""
         dx, dgamma, dbeta = norm.instance_norm_backward(dy, self._for_backward(), out=out)
         self._set_grads(dgamma, dbeta)
         return dx

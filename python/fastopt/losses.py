@@ -63,6 +63,11 @@ def softmax(x: Array, axis: int = -1, out: Array | None = None) -> Array:
     TypeError, ValueError
         If an argument does not fit. Nothing is changed then.
 
+    References
+    ----------
+    Bridle, Probabilistic interpretation of feedforward classification network outputs, with
+    relationships to statistical pattern recognition, 1990.
+
     Examples
     --------
     >>> import numpy as np
@@ -81,8 +86,12 @@ def log_softmax(x: Array, axis: int = -1, out: Array | None = None) -> Array:
 
     Parameters
     ----------
-    x, axis, out
-        As for `softmax`.
+    x : array
+        float32 or float64. -inf gives -inf; a row of nothing else is NaN.
+    axis : int, default -1
+        The last axis is the fastest.
+    out : array, optional
+        Takes the result: of the shape and dtype of ``x``, in C order; may be ``x``.
 
     Returns
     -------
@@ -93,6 +102,10 @@ def log_softmax(x: Array, axis: int = -1, out: Array | None = None) -> Array:
     ------
     TypeError, ValueError
         If an argument does not fit. Nothing is changed then.
+
+    References
+    ----------
+    Blanchard, Higham, Higham, Accurately computing the log-sum-exp and softmax functions, 2021.
 
     Examples
     --------
@@ -162,6 +175,8 @@ def softmax_cross_entropy(
 
     References
     ----------
+    Bridle, Probabilistic interpretation of feedforward classification network outputs, with
+    relationships to statistical pattern recognition, 1990.
     Szegedy et al., Rethinking the Inception architecture for computer vision, 2016 (smoothing).
 
     Examples
@@ -214,6 +229,10 @@ def mse(
     TypeError, ValueError
         If an argument does not fit. Nothing is changed then.
 
+    References
+    ----------
+    Bishop, Pattern recognition and machine learning, 2006, section 3.1.1.
+
     Examples
     --------
     >>> import numpy as np
@@ -257,6 +276,10 @@ def l2_penalty(params: Tree, weight_decay: float) -> tuple[float, Any]:
     ------
     TypeError, ValueError
         If an argument does not fit.
+
+    References
+    ----------
+    Krogh, Hertz, A simple weight decay can improve generalization, 1992.
 
     Examples
     --------

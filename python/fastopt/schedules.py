@@ -156,6 +156,11 @@ class constant(_Schedule):
     lr : float
         The learning rate.
 
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has the wrong type or is out of its range; when called, t is negative.
+
     Examples
     --------
     >>> constant(0.1)(1000)
@@ -181,6 +186,16 @@ class inverse_time_decay(_Schedule):
     decay_rate : float
         Relative decay per step, >= 0; the rate has halved after ``1 / decay_rate`` steps.
 
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has the wrong type or is out of its range; when called, t is negative.
+
+    References
+    ----------
+    Robbins, Monro, A stochastic approximation method, 1951.
+    Ng, Improving deep neural networks, 2017, week 2: learning rate decay.
+
     Examples
     --------
     >>> schedule = inverse_time_decay(0.2, decay_rate=1)
@@ -205,6 +220,16 @@ class inverse_sqrt_decay(_Schedule):
         The learning rate; at t = 0 the rate is ``lr * k``.
     k : float
         The lecture's constant, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has the wrong type or is out of its range; when called, t is negative.
+
+    References
+    ----------
+    Vaswani et al., Attention is all you need, 2017 (after a warm-up).
+    Ng, Improving deep neural networks, 2017, week 2: learning rate decay.
 
     Examples
     --------
@@ -232,6 +257,15 @@ class exponential_decay(_Schedule):
         Factor per step, >= 0; above 1 the rate grows (a learning-rate range test), and past
         the largest float it is an ``OverflowError``.
 
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has the wrong type or is out of its range; when called, t is negative.
+
+    References
+    ----------
+    Ng, Improving deep neural networks, 2017, week 2: learning rate decay.
+
     Examples
     --------
     >>> schedule = exponential_decay(0.8, gamma=0.5)
@@ -258,6 +292,15 @@ class step_decay(_Schedule):
         Length of a stair in steps, >= 1.
     gamma : float
         Factor from stair to stair, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has the wrong type or is out of its range; when called, t is negative.
+
+    References
+    ----------
+    Ng, Improving deep neural networks, 2017, week 2: learning rate decay.
 
     Examples
     --------
@@ -290,6 +333,10 @@ class piecewise_constant(_Schedule):
     ValueError
         The boundaries do not increase, or the number of values does not fit them.
 
+    References
+    ----------
+    Ng, Improving deep neural networks, 2017, week 2: learning rate decay.
+
     Examples
     --------
     >>> schedule = piecewise_constant([100, 200], [0.1, 0.01, 0.001])
@@ -319,6 +366,16 @@ class linear(_Schedule):
     steps : int
         Steps from start to end, >= 1.
 
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has the wrong type or is out of its range; when called, t is negative.
+
+    References
+    ----------
+    Devlin, Chang, Lee, Toutanova, BERT: pre-training of deep bidirectional transformers for
+    language understanding, 2019 (after a warm-up).
+
     Examples
     --------
     >>> schedule = linear(0.5, 0.0, steps=100)
@@ -346,6 +403,16 @@ class polynomial(_Schedule):
         Steps from start to end, >= 1.
     power : float
         Exponent, > 0; 1 is :class:`linear`, above 1 the rate moves fast first and slowly last.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has the wrong type or is out of its range; when called, t is negative.
+
+    References
+    ----------
+    Chen et al., DeepLab: semantic image segmentation with deep convolutional nets, atrous
+    convolution, and fully connected CRFs, 2018 (with power 0.9).
 
     Examples
     --------
@@ -381,9 +448,14 @@ class cosine_annealing(_Schedule):
     lr_min : float
         The rate from t = ``steps`` on, at most lr.
 
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has the wrong type or is out of its range; when called, t is negative.
+
     References
     ----------
-    I. Loshchilov, F. Hutter: SGDR: Stochastic Gradient Descent with Warm Restarts. ICLR 2017.
+    Loshchilov, Hutter, SGDR: stochastic gradient descent with warm restarts, 2017.
 
     Examples
     --------
@@ -424,9 +496,14 @@ class cosine_restarts(_Schedule):
     lr_min : float
         The rate that a cycle falls towards, at most lr.
 
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has the wrong type or is out of its range; when called, t is negative.
+
     References
     ----------
-    I. Loshchilov, F. Hutter: SGDR: Stochastic Gradient Descent with Warm Restarts. ICLR 2017.
+    Loshchilov, Hutter, SGDR: stochastic gradient descent with warm restarts, 2017.
 
     Examples
     --------
@@ -485,8 +562,8 @@ class one_cycle(_Schedule):
 
     References
     ----------
-    L. N. Smith, N. Topin: Super-Convergence: Very Fast Training of Neural Networks Using Large
-    Learning Rates. 2018.
+    Smith, Topin, Super-convergence: very fast training of neural networks using large learning
+    rates, 2018.
 
     Examples
     --------
@@ -535,6 +612,10 @@ class warmup(_Schedule):
     ------
     TypeError
         The schedule cannot be called.
+
+    References
+    ----------
+    Goyal et al., Accurate, large minibatch SGD: training ImageNet in 1 hour, 2017.
 
     Examples
     --------
@@ -653,6 +734,11 @@ class ReduceOnPlateau(_Schedule):
         Updates after a reduction during which none counts as without improvement, >= 0.
     lr_min : float
         The rate never falls below this, at most lr.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has the wrong type or is out of its range; when called, t is negative.
 
     Examples
     --------

@@ -33,19 +33,60 @@ __all__ = [
 
 
 class Dimension(ABC):
-    """How one hyper-parameter is drawn; a search space is a mapping of names to dimensions."""
+    """How one hyper-parameter is drawn; a search space is a mapping of names to dimensions.
+
+    One of your own needs the three methods.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt import tune
+    >>> dimension = tune.integer(1, 8)
+    >>> dimension.zoom([3, 2, 5])
+    integer(low=2, high=5)
+    >>> dimension.draw(np.random.default_rng(0))
+    7
+    """
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> Any:
-        """Return a random value."""
+        """Return a random value.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Source of the random numbers.
+
+        Returns
+        -------
+        None, bool, int, float or str
+            What Optuna can store.
+        """
 
     @abstractmethod
     def zoom(self, values: Sequence[Any]) -> Dimension:
-        """Return the part of this dimension that `values` span."""
+        """Return the part of this dimension that `values` span.
+
+        Parameters
+        ----------
+        values : sequence
+            Values of this dimension, at least one.
+
+        Returns
+        -------
+        Dimension
+            Of the same kind and scale.
+        """
 
     @abstractmethod
     def distribution(self) -> BaseDistribution:
-        """Return the range as Optuna records it."""
+        """Return the range as Optuna records it.
+
+        Returns
+        -------
+        optuna.distributions.BaseDistribution
+            The float, int or categorical distribution.
+        """
 
 
 @dataclass(frozen=True)
@@ -87,6 +128,16 @@ class _Range(Dimension):
 class uniform(_Range):
     """A float, uniform from `low` to `high`.
 
+    Parameters
+    ----------
+    low, high : float
+        The bounds, low <= high.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a bound is no finite number, or they do not increase.
+
     Examples
     --------
     >>> from fastopt import tune
@@ -103,14 +154,24 @@ class log_uniform(_Range):
     r"""A positive float whose logarithm is uniform: learning rates, weight decay.
 
     .. math::
-        x = e^r, \qquad r \sim U(\ln \text{low}, \ln \text{high})
+        x = e^r, \qquad r \sim U(\ln(\text{low}), \ln(\text{high}))
 
     From 1e-4 to 1, a quarter of the draws falls in each decade; `uniform` would spend 90 % of
     them between 0.1 and 1.
 
+    Parameters
+    ----------
+    low, high : float
+        The bounds, low <= high, both > 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a bound is no finite number > 0, or they do not increase.
+
     References
     ----------
-    A. Ng, *Improving Deep Neural Networks*, week 3: using an appropriate scale.
+    Ng, Improving deep neural networks, 2017, week 3: using an appropriate scale.
 
     Examples
     --------
@@ -140,9 +201,19 @@ class one_minus_log_uniform(_Range):
     A moving average spans about 1 / (1 - beta) values. So 0.9 to 0.999 is 10 to 1000 values,
     and half of the draws lie above 0.99.
 
+    Parameters
+    ----------
+    low, high : float
+        The bounds, low <= high, both < 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a bound is no finite number < 1, or they do not increase.
+
     References
     ----------
-    A. Ng, *Improving Deep Neural Networks*, week 3: using an appropriate scale.
+    Ng, Improving deep neural networks, 2017, week 3: using an appropriate scale.
 
     Examples
     --------
@@ -161,6 +232,16 @@ class one_minus_log_uniform(_Range):
 @dataclass(frozen=True)
 class integer(_Range):
     """An int, uniform from `low` to `high`, both included: layers, units.
+
+    Parameters
+    ----------
+    low, high : int
+        The bounds, low <= high; both are drawn, too.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a bound is no integer, or they do not increase.
 
     Examples
     --------
@@ -185,7 +266,17 @@ class integer(_Range):
 
 @dataclass(frozen=True)
 class choice(Dimension):
-    """One of `values`, each as likely; None, bool, int, float or str, as Optuna can store them.
+    """One of `values`, each as likely: batch sizes, activations, optimizers.
+
+    Parameters
+    ----------
+    values : sequence of None, bool, int, float or str
+        At least one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `values` is no sequence of such, or empty.
 
     Examples
     --------
@@ -281,8 +372,8 @@ def random_search(
 
     References
     ----------
-    J. Bergstra and Y. Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 13 (2012).
-    A. Ng, *Improving Deep Neural Networks*, week 3: tuning process.
+    Bergstra, Bengio, Random search for hyper-parameter optimization, 2012.
+    Ng, Improving deep neural networks, 2017, week 3: tuning process.
 
     Examples
     --------
