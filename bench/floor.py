@@ -43,25 +43,28 @@ def stream(count: int, dtype: str, number: int) -> NDArray[Any]:
     return memory[place // real.itemsize :][:count]
 
 
-def update(count: int, dtype: str, updated: int, threads: int) -> dict[str, Candidate]:
-    """Candidates that read a gradient and change so many streams in place."""
+def update(
+    gradient: NDArray[Any], streams: Sequence[NDArray[Any]], threads: int
+) -> dict[str, Candidate]:
+    """Candidates that read a gradient and change the streams in place."""
     step = library().floor_step
-    gradient, *streams = (stream(count, dtype, k) for k in range(1 + updated))
-    pointers = (ctypes.c_void_p * updated)(*(array.ctypes.data for array in streams))
+    pointers = (ctypes.c_void_p * len(streams))(*(array.ctypes.data for array in streams))
 
     def candidate(name: str, ahead: int) -> Candidate:
         distance = ctypes.c_ssize_t(ahead)
         team = 1 if name == "floor serial" else threads
-        size = ctypes.c_ssize_t(count)
-        shape = (size, updated, gradient.itemsize)
+        size = ctypes.c_ssize_t(gradient.size)
+        shape = (size, len(streams), gradient.itemsize)
         arguments = (*shape, address(gradient), pointers, distance, team)
         # The arrays live as long as the candidate.
         return Candidate(lambda _=(gradient, streams): step(*arguments))  # type: ignore[misc]
 
     candidates = {name: candidate(name, ahead) for name, ahead in VARIANTS.items()}
-    for done, each in enumerate(candidates.values(), start=1):
+    for each in candidates.values():
+        expected = [a + b for a, b in zip(streams, (gradient, *(1,) * len(streams)), strict=False)]
         each.call()
-        assert all((array == 1 + done).all() for array in streams), "the floor did nothing"
+        for array, value in zip(streams, expected, strict=True):
+            assert np.array_equal(array, value), "the floor did something else"
     return candidates
 
 

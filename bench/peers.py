@@ -83,7 +83,7 @@ class Step(NamedTuple):
 Peer = Callable[[Job], "Step | None"]
 
 
-def ours(job: Job, container: type = list) -> Step:
+def ours(job: Job, container: type = list) -> tuple[Step, fastopt.Optimizer]:
     params: Any = job.params[0]
     grads: Any = job.grads[0]
     if len(job.params) > 1:
@@ -93,8 +93,8 @@ def ours(job: Job, container: type = list) -> Step:
                 {f"parameter{k}": array for k, array in enumerate(arrays)}
                 for arrays in (params, grads)
             )
-    step = fastopt.Optimizer.registry[job.optimizer](params, **job.options).step
-    return Step(lambda: step(grads), lambda: job.params)
+    optimizer = fastopt.Optimizer.registry[job.optimizer](params, **job.options)
+    return Step(lambda: optimizer.step(grads), lambda: job.params), optimizer
 
 
 def numpy_one_liners(job: Job) -> Step:
