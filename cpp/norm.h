@@ -851,7 +851,9 @@ void forward_coefficients(index_t n, double eps, const double* __restrict mean,
 #pragma omp simd
         for (index_t i = 0; i < n; ++i) {
           const double weight = (with_gamma ? double(gamma[i]) : 1) / sqrt(variance[i] + eps);
-          center[i] = T(mean[i]);
+          // Around zero a difference would only round.
+          const bool around_zero = 4 * mean[i] * mean[i] <= variance[i];
+          center[i] = around_zero ? T(0) : T(mean[i]);
           scale[i] = T(weight);
           shift[i] = T((with_beta ? double(beta[i]) : 0) - (mean[i] - double(center[i])) * weight);
         }

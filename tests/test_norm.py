@@ -6,6 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from contextlib import contextmanager
 from typing import Any
 
@@ -185,11 +186,24 @@ def everything(p: Problem) -> Iterator[bytes]:
     yield y.tobytes()
     for gradient in fastopt.layer_norm_backward(p.dy, saved):
         yield b"" if gradient is None else gradient.tobytes()
-    y, saved = fastopt.group_norm(p.x, 1, gamma=p.gamma, beta=p.beta)
+    y, saved = fastopt.rms_norm(p.x, p.x.shape[-1], gamma=p.x[(0,) * (p.x.ndim - 1)])
     yield y.tobytes()
-    for gradient in fastopt.group_norm_backward(p.dy, saved):
-        assert gradient is not None
-        yield gradient.tobytes()
+    for gradient in fastopt.rms_norm_backward(p.dy, saved):
+        yield b"" if gradient is None else gradient.tobytes()
+    affine: dict[str, Any] = {"gamma": p.gamma, "beta": p.beta}
+    calls = [partial(fastopt.group_norm, p.x, 1, **affine)]
+    backwards = [fastopt.group_norm_backward]
+    if math.prod(p.x.shape[2:]) > 1:
+        calls.append(partial(fastopt.instance_norm, p.x, **affine))
+        backwards.append(fastopt.instance_norm_backward)
+    running: dict[str, Any] = {"running_mean": p.mean.copy(), "running_var": p.var.copy()}
+    calls.append(partial(fastopt.batch_renorm, p.x, training=True, **affine, **running))
+    backwards.append(fastopt.batch_renorm_backward)
+    for call, backward in zip(calls, backwards, strict=True):
+        y, saved = call()
+        for array in (y, *backward(p.dy, saved), *running.values()):
+            assert array is not None
+            yield array.tobytes()
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -213,6 +227,28 @@ def test_bits_do_not_depend_on_alignment() -> None:
         moved[...] = p.x
         p.x = moved
         assert list(everything(p)) == expected
+
+
+@pytest.mark.parametrize("shape", [(14000, 301), (2_100_000, 2), (4200, 1001)], ids=str)
+def test_large_outputs_have_the_bits_of_small_ones(isa: str, shape: tuple[int, ...]) -> None:
+    """Stores that pass by the caches write the same, whatever the rows' length and alignment."""
+    p = Problem(shape, F32)
+    out = np.empty(p.x.size + 1, F32)[1:].reshape(shape)
+
+    def results(rows: slice, out: Any) -> Iterator[Any]:
+        y, saved = fastopt.batch_norm(
+            p.x[rows], gamma=p.gamma, beta=p.beta, running_mean=p.mean, running_var=p.var,
+            training=False, activation="relu", residual=p.residual[rows],
+        )  # fmt: skip
+        yield y
+        dx, _, _, dresidual = fastopt.batch_norm_backward(p.dy[rows], saved, out=out)
+        yield dx
+        yield dresidual
+
+    whole = results(slice(None), out)
+    pieces = [list(results(slice(i, i + 700), None)) for i in range(0, shape[0], 700)]
+    for large, small in zip(whole, zip(*pieces, strict=True), strict=True):
+        assert large.tobytes() == np.concatenate(small).tobytes()
 
 
 # --- gradients ---
