@@ -63,6 +63,10 @@ struct Chunks {
   }
 };
 
+bool streams(index_t bytes) {
+  return bytes >= stream_from_bytes;
+}
+
 // How batch normalization walks through [outer, channels, inner].
 struct Walk {
   enum Kind {
@@ -95,40 +99,320 @@ struct Walk {
       kind = rows;
     }
   }
+
+  // Parts of rows can be streamed only if each begins on a cache line.
+  bool stream(const BatchNorm& n, const void* out) const {
+    const bool on_lines =
+        n.channels * item % 64 == 0 && reinterpret_cast<__UINTPTR_TYPE__>(out) % 64 == 0;
+    return streams(bytes) && (kind != slices || on_lines);
+  }
 };
 
-bool streams(index_t bytes) {
-  return bytes >= stream_from_bytes;
-}
+// Arrays of coefficients of all channels, in x's dtype. Past the last channel they go on with the
+// first, for the length of a vector: streamed rows are read as one run.
+class Coefficients {
+ public:
+  Coefficients(index_t arrays, index_t channels, index_t item)
+      : scratch_(arrays, channels + vector_of_doubles), arrays_(arrays), bytes_(channels * item) {}
 
-// Parts of rows can be streamed only if each begins on a cache line.
-bool streams_slices(const Walk& walk, index_t channels, const void* out) {
-  return streams(walk.bytes) && channels * walk.item % 64 == 0 &&
-         reinterpret_cast<__UINTPTR_TYPE__>(out) % 64 == 0;
-}
+  double* operator[](index_t array) const { return scratch_[array]; }
 
-// Past the last channel the coefficients go on with the first, for the length of a vector.
-constexpr index_t vector_of_doubles = 8;
-
-void go_on(const Scratch& coefficients, index_t arrays, index_t channels, index_t item) {
-  for (index_t array = 0; array < arrays; ++array) {
-    char* const first = reinterpret_cast<char*>(coefficients[array]);
-    for (index_t byte = 0; byte < vector_of_doubles * 8; ++byte) {
-      first[channels * item + byte] = first[byte];
+  void go_on() const {
+    for (index_t array = 0; array < arrays_; ++array) {
+      char* const first = reinterpret_cast<char*>(scratch_[array]);
+      for (index_t byte = 0; byte < vector_of_doubles * 8; ++byte) {
+        first[bytes_ + byte] = first[byte];
+      }
     }
   }
+
+ private:
+  static constexpr index_t vector_of_doubles = 8;
+
+  Scratch scratch_;
+  index_t arrays_, bytes_;
+};
+
+// What the walk calls for a range of channels: `start`, then `reduce` to two numbers a channel,
+// `finish`, and `apply` to every element. Elements and channels are given by their index.
+struct ForwardPass {
+  const BatchNorm& n;
+  const Norm& kernels;
+  const Running& running;
+  index_t item;
+  bool reduces, applies;
+  index_t reduced_bytes, bytes;  // memory traffic
+  double *first, *second;        // of all channels
+  Coefficients coefficients;
+  Forward forward;
+
+  ForwardPass(const Settings& settings, const BatchNorm& norm, const Walk& walk, const Running& run,
+              const void* residual, void* y)
+      : n(norm),
+        kernels(settings.table->norm[size_t(n.dtype)]),
+        running(run),
+        item(walk.item),
+        reduces(n.training),
+        applies(y != nullptr),
+        reduced_bytes(walk.bytes),
+        bytes(walk.bytes * (2 + (residual != nullptr))),
+        first(n.mean),
+        second(n.variance),
+        coefficients(3, n.channels, item),
+        forward{n.x,    residual,         y, coefficients[0], coefficients[1], coefficients[2],
+                n.relu, walk.stream(n, y)} {}
+
+  void start(index_t, index_t) const {}
+
+  void reduce(index_t element, index_t, Runs runs, double* mean, double* m2) const {
+    kernels.moments(at(n.x, element, item), runs, 1, 0, true, mean, m2);
+  }
+
+  void reduce_columns(index_t element, index_t, index_t rows, index_t columns, double* mean,
+                      double* m2, double* scratch) const {
+    kernels.column_moments(at(n.x, element, item), rows, n.channels, columns, mean, m2, scratch);
+  }
+
+  // What more rows say about the channels is joined to what is known of those before them.
+  void join(index_t c, index_t end, index_t known, index_t rows, const double* mean,
+            const double* m2) const {
+    kernels.merge(double(known * n.inner), first + c, second + c, double(rows * n.inner), mean + c,
+                  m2 + c, end - c);
+  }
+
+  // From the sums of squared deviations to everything that depends on the channel alone.
+  void finish(index_t c, index_t end) const {
+    const index_t width = end - c;
+    if (n.training) {
+      const double count = double(n.outer * n.inner);
+      for (index_t i = c; i < end; ++i) n.variance[i] /= count;
+      const double factor = running.unbiased ? count / (count - 1) : 1.0;
+      const auto move = [&](void* average, double correction, const double* value) {
+        if (average == nullptr) return;
+        kernels.move_average(width, running.momentum, correction, value + c, at(average, c, item));
+      };
+      move(running.mean, 1.0, n.mean);
+      move(running.variance, factor, n.variance);
+    }
+    kernels.forward_coefficients(width, n.eps, n.mean + c, n.variance + c, at(n.gamma, c, item),
+                                 at(n.beta, c, item), at(coefficients[0], c, item),
+                                 at(coefficients[1], c, item), at(coefficients[2], c, item));
+  }
+
+  void apply(index_t element, index_t c, Runs runs) const {
+    kernels.apply(shifted(element, c), runs, 0);
+  }
+
+  void apply_columns(index_t element, index_t c, index_t rows, index_t columns) const {
+    kernels.column_apply(shifted(element, c), rows, n.channels, columns);
+  }
+
+  Forward shifted(index_t element, index_t c) const {
+    Forward f = forward;
+    for (const void** array : {&f.x, &f.residual}) *array = at(*array, element, item);
+    f.y = at(f.y, element, item);
+    for (const void** array : {&f.center, &f.scale, &f.shift}) *array = at(*array, c, item);
+    return f;
+  }
+};
+
+struct BackwardPass {
+  const BatchNorm& n;
+  const Norm& kernels;
+  void *dgamma, *dbeta;
+  index_t item;
+  bool reduces = true, applies = true;
+  index_t reduced_bytes, bytes;
+  Scratch sums;
+  double *first, *second;
+  Coefficients coefficients;
+  Backward backward;
+
+  BackwardPass(const Settings& settings, const BatchNorm& norm, const Walk& walk, const void* dy,
+               const void* y, void* dx, void* dresidual, void* gamma_gradient, void* beta_gradient)
+      : n(norm),
+        kernels(settings.table->norm[size_t(n.dtype)]),
+        dgamma(gamma_gradient),
+        dbeta(beta_gradient),
+        item(walk.item),
+        reduced_bytes(walk.bytes * 2),
+        bytes(walk.bytes * (3 + (y != nullptr) + (dresidual != nullptr))),
+        sums(2, n.channels),
+        first(sums[0]),
+        second(sums[1]),
+        coefficients(6, n.channels, item),
+        backward{dy,
+                 n.x,
+                 y,
+                 dx,
+                 dresidual,
+                 coefficients[0],
+                 coefficients[1],
+                 coefficients[2],
+                 coefficients[3],
+                 coefficients[4],
+                 coefficients[5],
+                 n.relu,
+                 walk.stream(n, dx)} {}
+
+  void start(index_t c, index_t end) const {
+    kernels.forward_coefficients(end - c, n.eps, n.mean + c, n.variance + c, at(n.gamma, c, item),
+                                 at(n.beta, c, item), at(coefficients[0], c, item),
+                                 at(coefficients[1], c, item), at(coefficients[2], c, item));
+  }
+
+  void reduce(index_t element, index_t c, Runs runs, double* sum, double* product) const {
+    kernels.gradient_sums(shifted(element, c), runs, 1, 0, sum, product);
+  }
+
+  void reduce_columns(index_t element, index_t c, index_t rows, index_t columns, double* sum,
+                      double* product, double* scratch) const {
+    kernels.column_gradient_sums(shifted(element, c), rows, n.channels, columns, sum, product,
+                                 scratch);
+  }
+
+  void join(index_t c, index_t end, index_t, index_t, const double* sum,
+            const double* product) const {
+    kernels.add_sums(end - c, sum + c, first + c);
+    kernels.add_sums(end - c, product + c, second + c);
+  }
+
+  void finish(index_t c, index_t end) const {
+    const double count =
+        n.training ? double(n.outer * n.inner) : std::numeric_limits<double>::infinity();
+    kernels.backward_coefficients(end - c, n.eps, count, n.mean + c, n.variance + c,
+                                  at(n.gamma, c, item), first + c, second + c,
+                                  at(coefficients[0], c, item), at(coefficients[3], c, item),
+                                  at(coefficients[4], c, item), at(coefficients[5], c, item));
+    kernels.round_sums(end - c, second + c, at(dgamma, c, item));
+    kernels.round_sums(end - c, first + c, at(dbeta, c, item));
+  }
+
+  void apply(index_t element, index_t c, Runs runs) const {
+    kernels.gradient_apply(shifted(element, c), runs, 0);
+  }
+
+  void apply_columns(index_t element, index_t c, index_t rows, index_t columns) const {
+    kernels.column_gradient_apply(shifted(element, c), rows, n.channels, columns);
+  }
+
+  Backward shifted(index_t element, index_t c) const {
+    Backward b = backward;
+    for (const void** array : {&b.dy, &b.x, &b.y}) *array = at(*array, element, item);
+    for (void** array : {&b.dx, &b.dresidual}) *array = at(*array, element, item);
+    for (const void** array : {&b.center, &b.scale, &b.shift, &b.on_dy, &b.on_x, &b.constant}) {
+      *array = at(*array, c, item);
+    }
+    return b;
+  }
+};
+
+// Every channel's passes one after the other, while its elements are in the cache.
+template <class Pass>
+void visit_slabs(const Settings& settings, const Pass& pass) {
+  const BatchNorm& n = pass.n;
+  const Runs runs{n.outer, n.channels * n.inner, n.inner};
+  parallel_for(settings, pass.bytes, [&](int part, int parts) {
+    const Range mine = share(n.channels, part, parts);
+    for (index_t c = mine.begin; c < mine.end; ++c) {
+      const index_t element = c * n.inner;
+      pass.start(c, c + 1);
+      if (pass.reduces) pass.reduce(element, c, runs, pass.first + c, pass.second + c);
+      pass.finish(c, c + 1);
+      if (pass.applies) pass.apply(element, c, runs);
+    }
+  });
 }
 
-// Visits the rows of a part in blocks, from the last to the first: the last ones that the pass
-// before has read are still in the cache.
-template <class Visit>
-void visit_rows_backwards(index_t outer, index_t row_bytes, int part, int parts, Visit visit) {
-  const Range mine = share(outer, part, parts);
-  const index_t most = std::max<index_t>(1, backwards_bytes / row_bytes);
-  for (index_t end = mine.end, begin; end > mine.begin; end = begin) {
-    begin = std::max(mine.begin, end - most);
-    visit(begin, end - begin);
-  }
+// The same for a few columns at a time.
+template <class Pass>
+void visit_slices(const Settings& settings, const Walk& walk, const Pass& pass) {
+  const BatchNorm& n = pass.n;
+  const index_t slices = (n.channels + walk.slice - 1) / walk.slice;
+  parallel_for(settings, pass.bytes, [&](int part, int parts) {
+    const Range mine = share(slices, part, parts);
+    const Scratch scratch(3, walk.slice);
+    for (index_t s = mine.begin; s < mine.end; ++s) {
+      const index_t c = s * walk.slice, end = std::min(c + walk.slice, n.channels);
+      pass.start(c, end);
+      if (pass.reduces) {
+        pass.reduce_columns(c, c, n.outer, end - c, pass.first + c, pass.second + c, scratch[0]);
+      }
+      pass.finish(c, end);
+      if (pass.applies) pass.apply_columns(c, c, n.outer, end - c);
+    }
+  });
+}
+
+// Reduces chunks of planes or rows on their own, and joins what they yield in order.
+template <class Pass>
+void reduce_chunks(const Settings& settings, const Walk& walk, const Pass& pass) {
+  const BatchNorm& n = pass.n;
+  const Chunks& chunks = walk.chunks;
+  const index_t channels = n.channels, inner = n.inner;
+  const Scratch first(chunks.count, channels), second(chunks.count, channels);
+  parallel_for(settings, pass.reduced_bytes, [&](int part, int parts) {
+    if (walk.kind == Walk::rows) {
+      const Range mine = share(chunks.count, part, parts);
+      const Scratch scratch(3, channels);
+      for (index_t k = mine.begin; k < mine.end; ++k) {
+        const Range rows = chunks(k, n.outer);
+        pass.reduce_columns(rows.begin * channels, 0, rows.end - rows.begin, channels, first[k],
+                            second[k], scratch[0]);
+      }
+    } else {
+      const Range mine = share(chunks.count * channels, part, parts);
+      for (index_t i = mine.begin; i < mine.end; ++i) {
+        const index_t k = i / channels, c = i % channels;
+        const Range planes = chunks(k, n.outer);
+        pass.reduce((planes.begin * channels + c) * inner, c,
+                    {planes.end - planes.begin, channels * inner, inner}, first[k] + c,
+                    second[k] + c);
+      }
+    }
+  });
+  parallel_for(settings, chunks.count * channels * 16, [&](int part, int parts) {
+    const Range mine = share(channels, part, parts);
+    std::copy(first[0] + mine.begin, first[0] + mine.end, pass.first + mine.begin);
+    std::copy(second[0] + mine.begin, second[0] + mine.end, pass.second + mine.begin);
+    for (index_t k = 1; k < chunks.count; ++k) {
+      const Range rows = chunks(k, n.outer);
+      pass.join(mine.begin, mine.end, rows.begin, rows.end - rows.begin, first[k], second[k]);
+    }
+  });
+}
+
+// All elements from the last to the first: the last ones that were reduced are in the cache.
+template <class Pass>
+void apply_backwards(const Settings& settings, const Walk& walk, const Pass& pass) {
+  const BatchNorm& n = pass.n;
+  parallel_for(settings, pass.bytes, [&](int part, int parts) {
+    if (walk.kind == Walk::rows) {
+      const Range mine = share(n.outer, part, parts);
+      const index_t most = std::max<index_t>(1, backwards_bytes / (n.channels * walk.item));
+      for (index_t end = mine.end, begin; end > mine.begin; end = begin) {
+        begin = std::max(mine.begin, end - most);
+        pass.apply_columns(begin * n.channels, 0, end - begin, n.channels);
+      }
+    } else {
+      const Range mine = share(n.outer * n.channels, part, parts);
+      for (index_t run = mine.end; run-- > mine.begin;) {
+        pass.apply(run * n.inner, run % n.channels, {1, n.inner, n.inner});
+      }
+    }
+  });
+}
+
+template <class Pass>
+void visit_channels(const Settings& settings, const Walk& walk, const Pass& pass) {
+  if (walk.kind == Walk::slabs) return visit_slabs(settings, pass);
+  if (walk.kind == Walk::slices) return visit_slices(settings, walk, pass);
+  // For its floating-point environment.
+  parallel_for(settings, 0, [&](int, int) { pass.start(0, pass.n.channels); });
+  if (pass.reduces) reduce_chunks(settings, walk, pass);
+  parallel_for(settings, 0, [&](int, int) { pass.finish(0, pass.n.channels); });
+  pass.coefficients.go_on();
+  if (pass.applies) apply_backwards(settings, walk, pass);
 }
 
 // Calls visit(begin, end) for the groups of a part of all samples, as many of one sample at a time
@@ -150,277 +434,19 @@ index_t hot_rows(index_t row_bytes) {
   return rows;
 }
 
-// Visits the runs of a part of the planes, from the last to the first.
-template <class Visit>
-void visit_runs_backwards(index_t outer, index_t channels, int part, int parts, Visit visit) {
-  const Range mine = share(outer * channels, part, parts);
-  for (index_t run = mine.end; run-- > mine.begin;) visit(run, run % channels);
-}
-
 }  // namespace
 
 void batch_norm(const Settings& settings, const BatchNorm& n, const Running& running,
                 const void* residual, void* y) {
-  const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const Walk walk(n);
-  const index_t item = walk.item, channels = n.channels, inner = n.inner;
-  const Runs runs{n.outer, channels * inner, inner};
-  const double count = double(n.outer * inner);
-  const Scratch coefficients(3, channels + vector_of_doubles);
-  Forward forward{n.x,    residual, y, coefficients[0], coefficients[1], coefficients[2],
-                  n.relu, false};
-  const index_t traffic = walk.bytes * (2 + (residual != nullptr));
-
-  // From the sums of squared deviations to everything that depends on the channel alone.
-  const auto finish = [&](index_t c, index_t end) {
-    if (n.training) {
-      for (index_t i = c; i < end; ++i) n.variance[i] /= count;
-      const double factor = running.unbiased ? count / (count - 1) : 1.0;
-      if (running.mean != nullptr) {
-        kernels.move_average(end - c, running.momentum, 1.0, n.mean + c, at(running.mean, c, item));
-      }
-      if (running.variance != nullptr) {
-        kernels.move_average(end - c, running.momentum, factor, n.variance + c,
-                             at(running.variance, c, item));
-      }
-    }
-    kernels.forward_coefficients(end - c, n.eps, n.mean + c, n.variance + c, at(n.gamma, c, item),
-                                 at(n.beta, c, item), at(coefficients[0], c, item),
-                                 at(coefficients[1], c, item), at(coefficients[2], c, item));
-  };
-  const auto shifted = [&](index_t element, index_t c) {
-    Forward f = forward;
-    f.x = at(n.x, element, item);
-    f.residual = at(residual, element, item);
-    f.y = at(y, element, item);
-    f.center = at(f.center, c, item);
-    f.scale = at(f.scale, c, item);
-    f.shift = at(f.shift, c, item);
-    return f;
-  };
-
-  if (walk.kind == Walk::slabs) {
-    forward.stream = streams(walk.bytes);
-    parallel_for(settings, traffic, [&](int part, int parts) {
-      const Range mine = share(channels, part, parts);
-      for (index_t c = mine.begin; c < mine.end; ++c) {
-        if (n.training) {
-          kernels.moments(at(n.x, c * inner, item), runs, 1, 0, true, n.mean + c, n.variance + c);
-        }
-        finish(c, c + 1);
-        if (y != nullptr) kernels.apply(shifted(c * inner, c), runs, 0);
-      }
-    });
-    return;
-  }
-  if (walk.kind == Walk::slices) {
-    forward.stream = streams_slices(walk, channels, y);
-    const index_t slices = (channels + walk.slice - 1) / walk.slice;
-    parallel_for(settings, traffic, [&](int part, int parts) {
-      const Range mine = share(slices, part, parts);
-      const Scratch scratch(3, walk.slice);
-      for (index_t s = mine.begin; s < mine.end; ++s) {
-        const index_t c = s * walk.slice, width = std::min(walk.slice, channels - c);
-        if (n.training) {
-          kernels.column_moments(at(n.x, c, item), n.outer, channels, width, n.mean + c,
-                                 n.variance + c, scratch[0]);
-        }
-        finish(c, c + width);
-        if (y != nullptr) kernels.column_apply(shifted(c, c), n.outer, channels, width);
-      }
-    });
-    return;
-  }
-
-  const Chunks& chunks = walk.chunks;
-  if (n.training) {
-    const Scratch means(chunks.count, channels), deviations(chunks.count, channels);
-    parallel_for(settings, walk.bytes, [&](int part, int parts) {
-      if (walk.kind == Walk::rows) {
-        const Range mine = share(chunks.count, part, parts);
-        const Scratch scratch(3, channels);
-        for (index_t k = mine.begin; k < mine.end; ++k) {
-          const Range rows = chunks(k, n.outer);
-          kernels.column_moments(at(n.x, rows.begin * channels, item), rows.end - rows.begin,
-                                 channels, channels, means[k], deviations[k], scratch[0]);
-        }
-      } else {
-        const Range mine = share(chunks.count * channels, part, parts);
-        for (index_t i = mine.begin; i < mine.end; ++i) {
-          const index_t k = i / channels, c = i % channels;
-          const Range planes = chunks(k, n.outer);
-          kernels.moments(at(n.x, (planes.begin * channels + c) * inner, item),
-                          {planes.end - planes.begin, runs.stride, inner}, 1, 0, true, means[k] + c,
-                          deviations[k] + c);
-        }
-      }
-    });
-    parallel_for(settings, chunks.count * channels * 16, [&](int part, int parts) {
-      const Range mine = share(channels, part, parts);
-      const index_t width = mine.end - mine.begin;
-      std::copy_n(means[0] + mine.begin, width, n.mean + mine.begin);
-      std::copy_n(deviations[0] + mine.begin, width, n.variance + mine.begin);
-      for (index_t k = 1; k < chunks.count; ++k) {
-        const Range rows = chunks(k, n.outer);
-        kernels.merge(double(rows.begin * inner), n.mean + mine.begin, n.variance + mine.begin,
-                      double((rows.end - rows.begin) * inner), means[k] + mine.begin,
-                      deviations[k] + mine.begin, width);
-      }
-      finish(mine.begin, mine.end);
-    });
-  } else {
-    parallel_for(settings, 0, [&](int, int) { finish(0, channels); });
-  }
-  if (y == nullptr) return;
-  forward.stream = streams(walk.bytes);
-  go_on(coefficients, 3, channels, item);
-  parallel_for(settings, traffic, [&](int part, int parts) {
-    if (walk.kind == Walk::rows) {
-      visit_rows_backwards(n.outer, channels * item, part, parts, [&](index_t row, index_t rows) {
-        kernels.column_apply(shifted(row * channels, 0), rows, channels, channels);
-      });
-    } else {
-      visit_runs_backwards(n.outer, channels, part, parts, [&](index_t run, index_t c) {
-        kernels.apply(shifted(run * inner, c), {1, inner, inner}, 0);
-      });
-    }
-  });
+  visit_channels(settings, walk, ForwardPass(settings, n, walk, running, residual, y));
 }
 
 void batch_norm_backward(const Settings& settings, const BatchNorm& n, const void* dy,
                          const void* y, void* dx, void* dresidual, void* dgamma, void* dbeta) {
-  const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const Walk walk(n);
-  const index_t item = walk.item, channels = n.channels, inner = n.inner;
-  const Runs runs{n.outer, channels * inner, inner};
-  const double count =
-      n.training ? double(n.outer * inner) : std::numeric_limits<double>::infinity();
-  const Scratch coefficients(6, channels + vector_of_doubles), sums(2, channels);
-  Backward backward{dy,
-                    n.x,
-                    y,
-                    dx,
-                    dresidual,
-                    coefficients[0],
-                    coefficients[1],
-                    coefficients[2],
-                    coefficients[3],
-                    coefficients[4],
-                    coefficients[5],
-                    n.relu,
-                    false};
-  const index_t traffic = walk.bytes * (3 + (y != nullptr) + (dresidual != nullptr));
-
-  const auto start = [&](index_t c, index_t end) {
-    kernels.forward_coefficients(end - c, n.eps, n.mean + c, n.variance + c, at(n.gamma, c, item),
-                                 at(n.beta, c, item), at(coefficients[0], c, item),
-                                 at(coefficients[1], c, item), at(coefficients[2], c, item));
-  };
-  const auto finish = [&](index_t c, index_t end) {
-    kernels.backward_coefficients(end - c, n.eps, count, n.mean + c, n.variance + c,
-                                  at(n.gamma, c, item), sums[0] + c, sums[1] + c,
-                                  at(coefficients[0], c, item), at(coefficients[3], c, item),
-                                  at(coefficients[4], c, item), at(coefficients[5], c, item));
-    kernels.round_sums(end - c, sums[1] + c, at(dgamma, c, item));
-    kernels.round_sums(end - c, sums[0] + c, at(dbeta, c, item));
-  };
-  const auto shifted = [&](index_t element, index_t c) {
-    Backward b = backward;
-    b.dy = at(dy, element, item);
-    b.x = at(n.x, element, item);
-    b.y = at(y, element, item);
-    b.dx = at(dx, element, item);
-    b.dresidual = at(dresidual, element, item);
-    b.center = at(b.center, c, item);
-    b.scale = at(b.scale, c, item);
-    b.shift = at(b.shift, c, item);
-    b.on_dy = at(b.on_dy, c, item);
-    b.on_x = at(b.on_x, c, item);
-    b.constant = at(b.constant, c, item);
-    return b;
-  };
-
-  if (walk.kind == Walk::slabs) {
-    backward.stream = streams(walk.bytes);
-    parallel_for(settings, traffic, [&](int part, int parts) {
-      const Range mine = share(channels, part, parts);
-      for (index_t c = mine.begin; c < mine.end; ++c) {
-        start(c, c + 1);
-        const Backward b = shifted(c * inner, c);
-        kernels.gradient_sums(b, runs, 1, 0, sums[0] + c, sums[1] + c);
-        finish(c, c + 1);
-        kernels.gradient_apply(b, runs, 0);
-      }
-    });
-    return;
-  }
-  if (walk.kind == Walk::slices) {
-    backward.stream = streams_slices(walk, channels, dx);
-    const index_t slices = (channels + walk.slice - 1) / walk.slice;
-    parallel_for(settings, traffic, [&](int part, int parts) {
-      const Range mine = share(slices, part, parts);
-      const Scratch scratch(2, walk.slice);
-      for (index_t s = mine.begin; s < mine.end; ++s) {
-        const index_t c = s * walk.slice, width = std::min(walk.slice, channels - c);
-        start(c, c + width);
-        const Backward b = shifted(c, c);
-        kernels.column_gradient_sums(b, n.outer, channels, width, sums[0] + c, sums[1] + c,
-                                     scratch[0]);
-        finish(c, c + width);
-        kernels.column_gradient_apply(b, n.outer, channels, width);
-      }
-    });
-    return;
-  }
-
-  const Chunks& chunks = walk.chunks;
-  const Scratch parts_of_dy(chunks.count, channels), parts_of_product(chunks.count, channels);
-  parallel_for(settings, 0, [&](int, int) { start(0, channels); });
-  parallel_for(settings, walk.bytes * 2, [&](int part, int parts) {
-    if (walk.kind == Walk::rows) {
-      const Range mine = share(chunks.count, part, parts);
-      const Scratch scratch(2, channels);
-      for (index_t k = mine.begin; k < mine.end; ++k) {
-        const Range rows = chunks(k, n.outer);
-        kernels.column_gradient_sums(shifted(rows.begin * channels, 0), rows.end - rows.begin,
-                                     channels, channels, parts_of_dy[k], parts_of_product[k],
-                                     scratch[0]);
-      }
-    } else {
-      const Range mine = share(chunks.count * channels, part, parts);
-      for (index_t i = mine.begin; i < mine.end; ++i) {
-        const index_t k = i / channels, c = i % channels;
-        const Range planes = chunks(k, n.outer);
-        kernels.gradient_sums(shifted((planes.begin * channels + c) * inner, c),
-                              {planes.end - planes.begin, runs.stride, inner}, 1, 0,
-                              parts_of_dy[k] + c, parts_of_product[k] + c);
-      }
-    }
-  });
-  parallel_for(settings, chunks.count * channels * 16, [&](int part, int parts) {
-    const Range mine = share(channels, part, parts);
-    const index_t c = mine.begin, width = mine.end - mine.begin;
-    std::fill_n(sums[0] + c, width, 0.0);
-    std::fill_n(sums[1] + c, width, 0.0);
-    for (index_t k = 0; k < chunks.count; ++k) {
-      kernels.add_sums(width, parts_of_dy[k] + c, sums[0] + c);
-      kernels.add_sums(width, parts_of_product[k] + c, sums[1] + c);
-    }
-    finish(c, mine.end);
-  });
-  backward.stream = streams(walk.bytes);
-  go_on(coefficients, 6, channels, item);
-  parallel_for(settings, traffic, [&](int part, int parts) {
-    if (walk.kind == Walk::rows) {
-      visit_rows_backwards(n.outer, channels * item, part, parts, [&](index_t row, index_t rows) {
-        kernels.column_gradient_apply(shifted(row * channels, 0), rows, channels, channels);
-      });
-    } else {
-      visit_runs_backwards(n.outer, channels, part, parts, [&](index_t run, index_t c) {
-        kernels.gradient_apply(shifted(run * inner, c), {1, inner, inner}, 0);
-      });
-    }
-  });
+  visit_channels(settings, walk,
+                 BackwardPass(settings, n, walk, dy, y, dx, dresidual, dgamma, dbeta));
 }
 
 void group_norm(const Settings& settings, const GroupNorm& n, void* y) {
