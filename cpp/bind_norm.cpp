@@ -132,8 +132,26 @@ py::array new_parameter(const py::tuple& shape, Dtype dtype) {
   return new_output(shape.cast<std::vector<py::ssize_t>>(), dtype);
 }
 
-py::object if_given(py::handle parameter, const py::array& gradient) {
-  return parameter.is_none() ? py::object(py::none()) : py::object(gradient);
+py::object if_given(const void* parameter, const py::array& gradient) {
+  return parameter == nullptr ? py::object(py::none()) : py::object(gradient);
+}
+
+// What the normalizations have in common; gamma and beta are of this shape.
+template <class N>
+N normalization(Arguments& arguments, double eps, py::handle gamma, py::handle beta,
+                const py::tuple& shape) {
+  N norm{};
+  norm.dtype = arguments.dtype();
+  norm.eps = eps;
+  norm.x = arguments.x().data();
+  norm.gamma = arguments.parameter("gamma", gamma, shape);
+  norm.beta = arguments.parameter("beta", beta, shape);
+  return norm;
+}
+
+void set_statistics(Normalization& norm, py::array_t<double>& statistics) {
+  norm.mean = statistics.mutable_data();
+  norm.variance = norm.mean + statistics.shape(1);
 }
 
 // y (or None without `normalize`), and the mean and biased variance of each channel: those of x
@@ -146,12 +164,12 @@ py::tuple batch_norm_forward(const std::string& function, py::handle x_object, i
   const CurrentSettings settings;
   Arguments arguments(function, x_object);
   const py::tuple shape = py::make_tuple(channels);
-  const Dtype dtype = arguments.dtype();
-  BatchNorm norm{dtype,    outer,  channels, inner,   eps,
-                 training, relu,   nullptr,  nullptr, arguments.x().data(),
-                 nullptr,  nullptr};
-  norm.gamma = arguments.parameter("gamma", gamma, shape);
-  norm.beta = arguments.parameter("beta", beta, shape);
+  auto norm = normalization<BatchNorm>(arguments, eps, gamma, beta, shape);
+  norm.outer = outer;
+  norm.channels = channels;
+  norm.inner = inner;
+  norm.training = training;
+  norm.relu = relu;
   Running running{nullptr, nullptr, momentum, unbiased};
   py::array_t<double> stats;
   if (training) {
@@ -167,13 +185,12 @@ py::tuple batch_norm_forward(const std::string& function, py::handle x_object, i
     double* value = stats.mutable_data();
     for (const void* array : given) {
       for (index_t c = 0; c < channels; ++c, ++value) {
-        *value = dtype == Dtype::float32 ? double(static_cast<const float*>(array)[c])
-                                         : static_cast<const double*>(array)[c];
+        *value = norm.dtype == Dtype::float32 ? double(static_cast<const float*>(array)[c])
+                                              : static_cast<const double*>(array)[c];
       }
     }
   }
-  norm.mean = stats.mutable_data();
-  norm.variance = norm.mean + channels;
+  set_statistics(norm, stats);
 
   py::array added;
   if (!residual.is_none()) added = arguments.like_x("residual", residual);
@@ -204,22 +221,13 @@ py::tuple batch_norm_gradient(const std::string& function, py::handle dy_object,
   const CurrentSettings settings;
   Arguments arguments(function, x_object);
   const py::tuple shape = py::make_tuple(channels);
-  const Dtype dtype = arguments.dtype();
-  BatchNorm norm{dtype,
-                 outer,
-                 channels,
-                 inner,
-                 eps,
-                 training,
-                 relu,
-                 nullptr,
-                 nullptr,
-                 arguments.x().data(),
-                 statistics.mutable_data(),
-                 nullptr};
-  norm.variance = norm.mean + channels;
-  norm.gamma = arguments.parameter("gamma", gamma, shape);
-  norm.beta = arguments.parameter("beta", beta, shape);
+  auto norm = normalization<BatchNorm>(arguments, eps, gamma, beta, shape);
+  norm.outer = outer;
+  norm.channels = channels;
+  norm.inner = inner;
+  norm.training = training;
+  norm.relu = relu;
+  set_statistics(norm, statistics);
   const py::array dy = arguments.like_x("dy", dy_object);
   const void* rectified = nullptr;
   if (!y.is_none()) {
@@ -241,7 +249,7 @@ py::tuple batch_norm_gradient(const std::string& function, py::handle dy_object,
     }
     dresidual = dy;
   }
-  py::array dgamma = new_parameter(shape, dtype), dbeta = new_parameter(shape, dtype);
+  py::array dgamma = new_parameter(shape, norm.dtype), dbeta = new_parameter(shape, norm.dtype);
   {
     void* const dx_data = dx.mutable_data();
     void* const dgamma_data = dgamma.mutable_data();
@@ -255,118 +263,105 @@ py::tuple batch_norm_gradient(const std::string& function, py::handle dy_object,
       std::fill_n(static_cast<char*>(dbeta_data), dgamma.nbytes(), char(0));
     }
   }
-  return py::make_tuple(dx, if_given(gamma, dgamma), if_given(beta, dbeta), dresidual);
+  return py::make_tuple(dx, if_given(norm.gamma, dgamma), if_given(norm.beta, dbeta), dresidual);
 }
 
-py::tuple group_norm_forward(const std::string& function, py::handle x_object, index_t samples,
+// y and the statistics, of which there are so many.
+template <class N>
+py::tuple forward(Arguments& arguments, N norm, index_t statistics_count, py::handle out,
+                  void (*run)(const Settings&, const N&, void* y)) {
+  const CurrentSettings settings;
+  py::array_t<double> statistics = new_statistics(statistics_count);
+  set_statistics(norm, statistics);
+  py::array y = arguments.output(out, {{"x", &arguments.x(), false}});
+  if (y.size() > 0) {
+    void* const y_data = y.mutable_data();
+    const py::gil_scoped_release release;
+    run(settings.get(), norm, y_data);
+  }
+  return py::make_tuple(y, statistics);
+}
+
+// dx, dgamma and dbeta.
+template <class N>
+py::tuple gradient(Arguments& arguments, N norm, py::array_t<double>& statistics,
+                   const py::tuple& shape, py::handle dy_object, py::handle out,
+                   void (*run)(const Settings&, const N&, const void* dy, void* dx, void* dgamma,
+                               void* dbeta)) {
+  const CurrentSettings settings;
+  set_statistics(norm, statistics);
+  const py::array dy = arguments.like_x("dy", dy_object);
+  py::array dx = arguments.output(out, {{"x", &arguments.x(), false}, {"dy", &dy, true}});
+  py::array dgamma = new_parameter(shape, norm.dtype), dbeta = new_parameter(shape, norm.dtype);
+  {
+    void* const dx_data = dx.mutable_data();
+    void* const dgamma_data = dgamma.mutable_data();
+    void* const dbeta_data = dbeta.mutable_data();
+    const py::gil_scoped_release release;
+    run(settings.get(), norm, dy.data(), dx_data, dgamma_data, dbeta_data);
+  }
+  return py::make_tuple(dx, if_given(norm.gamma, dgamma), if_given(norm.beta, dbeta));
+}
+
+GroupNorm group_normalization(Arguments& arguments, index_t samples, index_t groups,
+                              index_t channels, index_t inner, py::handle gamma, py::handle beta,
+                              double eps) {
+  const py::tuple shape = py::make_tuple(groups * channels);
+  auto norm = normalization<GroupNorm>(arguments, eps, gamma, beta, shape);
+  norm.samples = samples;
+  norm.groups = groups;
+  norm.channels = channels;
+  norm.inner = inner;
+  return norm;
+}
+
+LayerNorm layer_normalization(Arguments& arguments, index_t rows, index_t columns,
+                              const py::tuple& shape, py::handle gamma, py::handle beta, double eps,
+                              bool centered) {
+  auto norm = normalization<LayerNorm>(arguments, eps, gamma, beta, shape);
+  norm.rows = rows;
+  norm.columns = columns;
+  norm.centered = centered;
+  return norm;
+}
+
+py::tuple group_norm_forward(const std::string& function, py::handle x, index_t samples,
                              index_t groups, index_t channels, index_t inner, py::handle gamma,
                              py::handle beta, py::handle out, double eps) {
-  const CurrentSettings settings;
-  Arguments arguments(function, x_object);
-  const py::tuple shape = py::make_tuple(groups * channels);
-  GroupNorm norm{arguments.dtype(),    samples, groups, channels, inner, eps, nullptr, nullptr,
-                 arguments.x().data(), nullptr, nullptr};
-  norm.gamma = arguments.parameter("gamma", gamma, shape);
-  norm.beta = arguments.parameter("beta", beta, shape);
-  py::array_t<double> statistics = new_statistics(samples * groups);
-  norm.mean = statistics.mutable_data();
-  norm.variance = norm.mean + samples * groups;
-  py::array y = arguments.output(out, {{"x", &arguments.x(), false}});
-  if (y.size() > 0) {
-    void* const y_data = y.mutable_data();
-    const py::gil_scoped_release release;
-    group_norm(settings.get(), norm, y_data);
-  }
-  return py::make_tuple(y, statistics);
+  Arguments arguments(function, x);
+  const GroupNorm norm =
+      group_normalization(arguments, samples, groups, channels, inner, gamma, beta, eps);
+  return forward(arguments, norm, samples * groups, out, group_norm);
 }
 
-py::tuple group_norm_gradient(const std::string& function, py::handle dy_object,
-                              py::handle x_object, index_t samples, index_t groups,
-                              index_t channels, index_t inner, py::handle gamma, py::handle beta,
-                              py::array_t<double> statistics, py::handle out, double eps) {
-  const CurrentSettings settings;
-  Arguments arguments(function, x_object);
+py::tuple group_norm_gradient(const std::string& function, py::handle dy, py::handle x,
+                              index_t samples, index_t groups, index_t channels, index_t inner,
+                              py::handle gamma, py::handle beta, py::array_t<double> statistics,
+                              py::handle out, double eps) {
+  Arguments arguments(function, x);
+  const GroupNorm norm =
+      group_normalization(arguments, samples, groups, channels, inner, gamma, beta, eps);
   const py::tuple shape = py::make_tuple(groups * channels);
-  const Dtype dtype = arguments.dtype();
-  GroupNorm norm{dtype,
-                 samples,
-                 groups,
-                 channels,
-                 inner,
-                 eps,
-                 nullptr,
-                 nullptr,
-                 arguments.x().data(),
-                 statistics.mutable_data(),
-                 nullptr};
-  norm.variance = norm.mean + samples * groups;
-  norm.gamma = arguments.parameter("gamma", gamma, shape);
-  norm.beta = arguments.parameter("beta", beta, shape);
-  const py::array dy = arguments.like_x("dy", dy_object);
-  py::array dx = arguments.output(out, {{"x", &arguments.x(), false}, {"dy", &dy, true}});
-  py::array dgamma = new_parameter(shape, dtype), dbeta = new_parameter(shape, dtype);
-  {
-    void* const dx_data = dx.mutable_data();
-    void* const dgamma_data = dgamma.mutable_data();
-    void* const dbeta_data = dbeta.mutable_data();
-    const py::gil_scoped_release release;
-    group_norm_backward(settings.get(), norm, dy.data(), dx_data, dgamma_data, dbeta_data);
-  }
-  return py::make_tuple(dx, if_given(gamma, dgamma), if_given(beta, dbeta));
+  return gradient(arguments, norm, statistics, shape, dy, out, group_norm_backward);
 }
 
-py::tuple layer_norm_forward(const std::string& function, py::handle x_object, index_t rows,
+py::tuple layer_norm_forward(const std::string& function, py::handle x, index_t rows,
                              index_t columns, const py::tuple& shape, py::handle gamma,
                              py::handle beta, py::handle out, double eps, bool centered) {
-  const CurrentSettings settings;
-  Arguments arguments(function, x_object);
-  LayerNorm norm{arguments.dtype(),    rows,    columns, eps, centered, nullptr, nullptr,
-                 arguments.x().data(), nullptr, nullptr};
-  norm.gamma = arguments.parameter("gamma", gamma, shape);
-  norm.beta = arguments.parameter("beta", beta, shape);
-  py::array_t<double> statistics = new_statistics(rows);
-  norm.mean = statistics.mutable_data();
-  norm.variance = norm.mean + rows;
-  py::array y = arguments.output(out, {{"x", &arguments.x(), false}});
-  if (y.size() > 0) {
-    void* const y_data = y.mutable_data();
-    const py::gil_scoped_release release;
-    layer_norm(settings.get(), norm, y_data);
-  }
-  return py::make_tuple(y, statistics);
+  Arguments arguments(function, x);
+  const LayerNorm norm =
+      layer_normalization(arguments, rows, columns, shape, gamma, beta, eps, centered);
+  return forward(arguments, norm, rows, out, layer_norm);
 }
 
-py::tuple layer_norm_gradient(const std::string& function, py::handle dy_object,
-                              py::handle x_object, index_t rows, index_t columns,
-                              const py::tuple& shape, py::handle gamma, py::handle beta,
-                              py::array_t<double> statistics, py::handle out, double eps,
-                              bool centered) {
-  const CurrentSettings settings;
-  Arguments arguments(function, x_object);
-  const Dtype dtype = arguments.dtype();
-  LayerNorm norm{dtype,
-                 rows,
-                 columns,
-                 eps,
-                 centered,
-                 nullptr,
-                 nullptr,
-                 arguments.x().data(),
-                 statistics.mutable_data(),
-                 nullptr};
-  norm.variance = norm.mean + rows;
-  norm.gamma = arguments.parameter("gamma", gamma, shape);
-  const py::array dy = arguments.like_x("dy", dy_object);
-  py::array dx = arguments.output(out, {{"x", &arguments.x(), false}, {"dy", &dy, true}});
-  py::array dgamma = new_parameter(shape, dtype), dbeta = new_parameter(shape, dtype);
-  {
-    void* const dx_data = dx.mutable_data();
-    void* const dgamma_data = dgamma.mutable_data();
-    void* const dbeta_data = dbeta.mutable_data();
-    const py::gil_scoped_release release;
-    layer_norm_backward(settings.get(), norm, dy.data(), dx_data, dgamma_data, dbeta_data);
-  }
-  return py::make_tuple(dx, if_given(gamma, dgamma), if_given(beta, dbeta));
+py::tuple layer_norm_gradient(const std::string& function, py::handle dy, py::handle x,
+                              index_t rows, index_t columns, const py::tuple& shape,
+                              py::handle gamma, py::handle beta, py::array_t<double> statistics,
+                              py::handle out, double eps, bool centered) {
+  Arguments arguments(function, x);
+  const LayerNorm norm =
+      layer_normalization(arguments, rows, columns, shape, gamma, beta, eps, centered);
+  return gradient(arguments, norm, statistics, shape, dy, out, layer_norm_backward);
 }
 
 }  // namespace

@@ -6,18 +6,22 @@
 
 namespace fastopt {
 
-// One call of batch normalization; pointers that may be nullptr are marked.
-struct BatchNorm {
+// What a normalization is given; the statistics are the results of its forward pass.
+struct Normalization {
   Dtype dtype;
-  index_t outer, channels, inner;
   double eps;
-  bool training;  // the statistics come from x, and dx goes through them
-  bool relu;
+  const void* x;
   const void* gamma;  // or nullptr
   const void* beta;   // or nullptr
-  const void* x;
-  double* mean;      // in double, of each channel: results in training, else given
+  double* mean;
   double* variance;  // biased
+};
+
+// Statistics of each channel; those of evaluation are given.
+struct BatchNorm : Normalization {
+  index_t outer, channels, inner;
+  bool training;  // the statistics come from x, and dx goes through them
+  bool relu;
 };
 
 // What training does with the statistics.
@@ -36,16 +40,10 @@ void batch_norm(const Settings& settings, const BatchNorm& norm, const Running& 
 void batch_norm_backward(const Settings& settings, const BatchNorm& norm, const void* dy,
                          const void* y, void* dx, void* dresidual, void* dgamma, void* dbeta);
 
-// Statistics of each sample's groups of channels; inputs are [samples, groups * channels, inner].
-struct GroupNorm {
-  Dtype dtype;
+// Statistics of each sample's groups of channels, gamma and beta of each channel of a sample;
+// inputs are [samples, groups * channels, inner].
+struct GroupNorm : Normalization {
   index_t samples, groups, channels, inner;
-  double eps;
-  const void* gamma;  // or nullptr; one per channel of the sample, as beta
-  const void* beta;   // or nullptr
-  const void* x;
-  double* mean;  // of each group of each sample
-  double* variance;
 };
 
 void group_norm(const Settings& settings, const GroupNorm& norm, void* y);
@@ -53,16 +51,9 @@ void group_norm_backward(const Settings& settings, const GroupNorm& norm, const 
                          void* dgamma, void* dbeta);
 
 // Statistics of each row, gamma and beta of each column; the mean is zero unless centered.
-struct LayerNorm {
-  Dtype dtype;
+struct LayerNorm : Normalization {
   index_t rows, columns;
-  double eps;
   bool centered;
-  const void* gamma;  // or nullptr
-  const void* beta;   // or nullptr
-  const void* x;
-  double* mean;
-  double* variance;
 };
 
 void layer_norm(const Settings& settings, const LayerNorm& norm, void* y);
