@@ -45,7 +45,7 @@ test-exhaustive: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -c 'import furo, myst_parser' 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[docs]'
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build
 
 # The pictures of the gallery, drawn anew by the examples.
 pictures: $(VENV)/.installed

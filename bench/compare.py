@@ -63,8 +63,11 @@ def machine() -> dict[str, str]:
     return facts | ({"left out": "; ".join(peers.LEFT_OUT)} if peers.LEFT_OUT else {})
 
 
-def figure(results: Sequence[Result], path: Path) -> None:
-    """AdamW by size; beside it all jobs against the best of torch, on the most threads."""
+def figures(results: Sequence[Result], folder: Path) -> None:
+    """
+    On the most threads: AdamW by size with all optimizers against the best of torch under it, and
+    the normalizations and losses in a picture of their own.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -72,7 +75,8 @@ def figure(results: Sequence[Result], path: Path) -> None:
 
     threads = max(result.threads for result in results)
     results = [result for result in results if result.threads == threads]
-    fig, (left, *others) = plt.subplots(1, 3, figsize=(18, 10), width_ratios=[1.2, 1, 1])
+    optimizers, (by_size, steps) = plt.subplots(2, 1, figsize=(10, 14), height_ratios=[2, 3])
+    layers, calls = plt.subplots(figsize=(10, 14))
 
     series = [r for r in results if r.row.size and r.row.name.startswith("AdamW, ")]
     for peer in [*peers.PEERS, "floor"]:
@@ -85,15 +89,16 @@ def figure(results: Sequence[Result], path: Path) -> None:
             continue
         sizes, ratios = zip(*of_peer, strict=True)
         style = "k--" if peer == "floor" else "o-"
-        (line,) = left.plot(sizes, [ratio.median for ratio in ratios], style, label=peer)
+        (line,) = by_size.plot(sizes, [ratio.median for ratio in ratios], style, label=peer)
         low, high = [ratio.low for ratio in ratios], [ratio.high for ratio in ratios]
-        left.fill_between(sizes, low, high, color=line.get_color(), alpha=0.2)
-    left.axhline(1, color="black", linewidth=1)
-    left.set(xscale="log", yscale="log", xlabel="float32 elements")
-    left.set_title(f"A step of AdamW on one array, {threads} threads")
-    left.set_ylabel("time of the others / time of fastopt")
-    left.grid(alpha=0.3)
-    left.legend()
+        by_size.fill_between(sizes, low, high, color=line.get_color(), alpha=0.2)
+    by_size.axhline(1, color="black", linewidth=1)
+    by_size.set(xscale="log", yscale="log", xlabel="float32 elements")
+    by_size.set_title(f"A step of AdamW on one array, {threads} threads")
+    by_size.set_ylabel("time of the others / time of fastopt")
+    by_size.grid(alpha=0.3)
+    if by_size.lines[1:]:
+        by_size.legend()
 
     against_torch = [
         (r.row.name, ratio)
@@ -102,11 +107,13 @@ def figure(results: Sequence[Result], path: Path) -> None:
     ]
     of_layers = [(name, ratio) for name, ratio in against_torch if "_" in name]
     of_optimizers = [pair for pair in against_torch if pair not in of_layers]
-    for axes, bars, title in zip(
-        others, (of_optimizers, of_layers), ("Optimizers", "Normalizations, losses"), strict=True
+    for axes, bars, title in (
+        (steps, of_optimizers, "Optimizers"),
+        (calls, of_layers, "Normalizations and losses"),
     ):
         for y, (_, ratio) in enumerate(bars):
-            axes.barh(y, ratio.median, color="C0" if ratio.median >= 1 else "C3")
+            color = "C0" if ratio.median >= 1 else "C3"
+            axes.barh(y, ratio.median - 1, left=1, color=color)
             axes.plot([ratio.low, ratio.high], [y, y], color="black", linewidth=1)
             axes.text(ratio.high, y, f" {ratio.median:.3g}", va="center", fontsize=8)
         axes.axvline(1, color="black", linewidth=1)
@@ -114,16 +121,17 @@ def figure(results: Sequence[Result], path: Path) -> None:
         axes.set(xscale="log", xlabel="best time of torch / time of fastopt")
         axes.set_title(f"{title}, {threads} threads")
         axes.margins(x=0.15, y=0.01)
-    fig.tight_layout()
-    fig.savefig(path, dpi=90)
+    for fig, name in ((optimizers, "benchmarks.png"), (layers, "benchmarks_layers.png")):
+        fig.tight_layout()
+        fig.savefig(folder / name, dpi=90)
 
 
 def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Path) -> None:
-    """benchmarks.md, benchmarks.json and pictures/benchmarks.png."""
+    """benchmarks.md and benchmarks.json, with their pictures."""
     facts = machine()
     pictures = output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    figure(results, pictures / "benchmarks.png")
+    figures(results, pictures)
     (output / "benchmarks.json").write_text(
         json.dumps({"machine": facts, "results": [as_json(r) for r in results]}, indent=1) + "\n"
     )
@@ -143,6 +151,7 @@ def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Pa
         "that uses one library sees less. Outputs in fresh memory depend on what the process has\n"
         "freed before.\n\n"
         "![The times of the others over fastopt's](pictures/benchmarks.png)\n\n"
+        "![The same for normalizations and losses](pictures/benchmarks_layers.png)\n\n"
         "## Machine\n\n" + interleave.markdown([["what", "value"], *map(list, facts.items())])
         + "\n## Targets\n\n" + interleave.markdown([TARGETS, *lines])
         + "\n## All ratios\n\n" + interleave.markdown(interleave.measurements(results))

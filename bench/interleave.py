@@ -87,7 +87,8 @@ class Ratio(NamedTuple):
 
     def __str__(self) -> str:
         digits = 0 if self.median >= 100 else 1 if self.median >= 10 else 2
-        return f"{self.median:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
+        quartiles = f"({self.low:.{digits}f}–{self.high:.{digits}f})"
+        return f"{self.median:.{digits}f}\N{NO-BREAK SPACE}{quartiles}"
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def test_lanczos_is_deterministic() -> None:
 def test_scipy_is_only_needed_for_lanczos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
     assert critical_point(lecture_gradient, np.zeros(2)).kind == "saddle"
-    with pytest.raises(ImportError, match=r"pip install fastopt\[curvature\]"):
+    with pytest.raises(ImportError, match=r"pip install 'fastopt\[curvature\]'"):
         critical_point(lambda x: x, np.zeros(6), k=2)
 
 

@@ -6,8 +6,8 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np

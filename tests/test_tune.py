@@ -243,7 +243,7 @@ def test_quiet_and_the_logging_settings_stay() -> None:
 def test_dimensions_need_no_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert tune.integer(1, 1).draw(np.random.default_rng(0)) == 1
-    with pytest.raises(ImportError, match=r"pip install fastopt\[tune\]"):
+    with pytest.raises(ImportError, match=r"pip install 'fastopt\[tune\]'"):
         tune.random_search(bowl, SPACE, 1, seed=0)
 
 

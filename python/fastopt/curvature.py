@@ -332,7 +332,7 @@ def _lanczos(gradient: Callable[[Vector], Vector], point: Vector, k: int) -> tup
     except ImportError as error:
         raise ImportError(
             f"critical_point with {point.size} parameters and k={k} needs SciPy: "
-            "pip install fastopt[curvature]"
+            "pip install 'fastopt[curvature]'"
         ) from error
     h = _EPS * max(1.0, float(np.linalg.norm(point)))
 

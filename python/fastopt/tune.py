@@ -389,7 +389,7 @@ def random_search(
     try:
         import optuna
     except ImportError as error:
-        raise ImportError("random_search needs Optuna: pip install fastopt[tune]") from error
+        raise ImportError("random_search needs Optuna: pip install 'fastopt[tune]'") from error
     if not space:
         raise ValueError("space is empty")
     for name, dimension in space.items():
