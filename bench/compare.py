@@ -4,7 +4,7 @@ fastopt beside NumPy, numba, PyTorch and JAX, and beside the floor that the memo
     make bench-compare
     python bench/compare.py [--quick] [--threads N] [--output docs] [words of a row's name ...]
 
-The candidates of a row take turns in one process; a ratio is the median (and quartiles) over the
+The candidates of a row take turns in a process of the row's own; a ratio is the median (and quartiles) over the
 rounds of another's time over ours, so above 1 we are faster. The floor is the fastest of several
 kernels that only move the bytes that the job must move.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import time
@@ -26,11 +27,29 @@ import compare_losses
 import compare_norm
 import compare_optimizers
 import fastopt
+import floor
 import interleave
 import peers
-from interleave import OURS, Result
+from interleave import OURS, Effort, Result, Row
 
 ROWS = [*compare_optimizers.rows(), *compare_norm.rows(), *compare_losses.rows()]
+
+
+def measured_alone(row: Row, threads: int, effort: Effort) -> Result:
+    """In a process of its own: what was freed before decides what fresh memory costs."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def child() -> None:
+        peers.use_threads(threads)
+        sender.send((interleave.measure(row, threads, effort).seconds, peers.LEFT_OUT))
+
+    process = context.Process(target=child)
+    process.start()
+    sender.close()
+    seconds, peers.LEFT_OUT[:] = receiver.recv()  # EOFError where the child has failed
+    process.join()
+    return Result(row, threads, seconds)
 
 
 def machine() -> dict[str, str]:
@@ -138,8 +157,9 @@ def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Pa
     (output / "benchmarks.md").write_text(
         "# Benchmarks\n\n"
         "Written by `make bench-compare`; run it on your own machine.\n\n"
-        "All candidates of a row take turns in one process. A ratio is the median over the rounds\n"
-        "of another's time over fastopt's, with the quartiles: above 1, fastopt is faster. The\n"
+        "The candidates of a row take turns in a process of the row's own, so that what others have\n"
+        "freed does not decide what fresh memory costs. A ratio is the median over the rounds of\n"
+        "another's time over fastopt's, with the quartiles: above 1, fastopt is faster. The\n"
         "floor is the fastest of several kernels that move the bytes that the job must move and\n"
         "add one to them; its ratio is the fraction of it that fastopt reaches. GB/s counts the\n"
         "same bytes. Parameters and gradients are the same NumPy arrays for all but JAX, which\n"
@@ -148,8 +168,9 @@ def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Pa
         "array, 'torch' what `torch.optim` does by default.\n\n"
         "Each library has threads of its own. On few processors those that wait disturb the\n"
         "others: ratios in the hundreds and wide quartiles of short calls are that, and a program\n"
-        "that uses one library sees less. Outputs in fresh memory depend on what the process has\n"
-        "freed before.\n\n"
+        "that uses one library sees less. Where a call makes its outputs, half of PyTorch's time at\n"
+        "large sizes is new memory; in a process with much freed memory it gets some of that and\n"
+        "needs half of the time. The rows with `out=` have no part in this.\n\n"
         "![The times of the others over fastopt's](pictures/benchmarks.png)\n\n"
         "![The same for normalizations and losses](pictures/benchmarks_layers.png)\n\n"
         "## Machine\n\n" + interleave.markdown([["what", "value"], *map(list, facts.items())])
@@ -173,7 +194,7 @@ def as_json(result: Result) -> dict[str, Any]:
 
 
 def main() -> None:
-    cpus = sorted(os.sched_getaffinity(0))
+    everything = fastopt.get_config()["num_threads"]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="measure the rows whose names contain all of them")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, wider quartiles")
@@ -181,32 +202,30 @@ def main() -> None:
         "--threads",
         type=int,
         action="append",
-        choices=range(1, len(cpus) + 1),
+        choices=range(1, everything + 1),
         metavar="N",
         help="may be given more than once; default: one and all",
     )
     parser.add_argument("--output", type=Path, help="folder for the report; none without it")
     arguments = parser.parse_args()
-    everything = fastopt.get_config()["num_threads"]
     chosen = [row for row in ROWS if all(word in row.name for word in arguments.words)]
     if not chosen:
         parser.error(f"no row's name contains all of {arguments.words}")
     effort = interleave.QUICK if arguments.quick else interleave.FULL
+    floor.library()  # compiled once, for all processes
     results, lines = [], []
     for threads in arguments.threads or sorted({1, everything}):
-        peers.use_threads(threads, cpus)
         for row in chosen:
             if threads < everything and not row.one_thread and not arguments.threads:
                 continue
             start = time.perf_counter()
-            result = interleave.measure(row, threads, effort)
+            result = measured_alone(row, threads, effort)
             results.append(result)
             lines += interleave.verdicts(result)
             took = f"{time.perf_counter() - start:.0f} s"
             ours = interleave.duration(result.median(OURS))
-            floor = result.ratio(result.floors())
-            print(f"{row.name}, {threads} threads: {ours}, floor {floor} [{took}]", flush=True)
-    peers.use_threads(everything, cpus)
+            reached = result.ratio(result.floors())
+            print(f"{row.name}, {threads} threads: {ours}, floor {reached} [{took}]", flush=True)
     print("\n" + interleave.markdown(interleave.measurements(results)))
     print(interleave.markdown([TARGETS, *lines]))
     missed = sum(line[-1] == "**no**" for line in lines)

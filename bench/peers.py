@@ -44,10 +44,9 @@ if jax is not None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def use_threads(count: int, cpus: list[int]) -> None:
+def use_threads(count: int) -> None:
     """Hold every library to so many threads, and the process to so many processors."""
-    for thread in os.listdir("/proc/self/task"):  # the only way to hold JAX
-        os.sched_setaffinity(int(thread), cpus[:count])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])  # the only way to hold JAX
     fastopt.set_config(num_threads=count)
     if torch is not None:
         torch.set_num_threads(count)
