@@ -4,9 +4,9 @@ fastopt beside NumPy, numba, PyTorch and JAX, and beside the floor that the memo
     make bench-compare
     python bench/compare.py [--quick] [--threads N] [--output docs] [words of a row's name ...]
 
-The candidates of a row take turns in a process of the row's own; a ratio is the median (and quartiles) over the
-rounds of another's time over ours, so above 1 we are faster. The floor is the fastest of several
-kernels that only move the bytes that the job must move.
+The candidates of a row take turns in a process of the row's own; a ratio is the median (and
+quartiles) over the rounds of another's time over ours, so above 1 we are faster. The floor is the
+fastest of several kernels that only move the bytes that the job must move.
 """
 
 from __future__ import annotations
@@ -157,9 +157,9 @@ def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Pa
     (output / "benchmarks.md").write_text(
         "# Benchmarks\n\n"
         "Written by `make bench-compare`; run it on your own machine.\n\n"
-        "The candidates of a row take turns in a process of the row's own, so that what others have\n"
-        "freed does not decide what fresh memory costs. A ratio is the median over the rounds of\n"
-        "another's time over fastopt's, with the quartiles: above 1, fastopt is faster. The\n"
+        "The candidates of a row take turns in a process of the row's own, so that what others\n"
+        "have freed does not decide what fresh memory costs. A ratio is the median over the rounds\n"
+        "of another's time over fastopt's, with the quartiles: above 1, fastopt is faster. The\n"
         "floor is the fastest of several kernels that move the bytes that the job must move and\n"
         "add one to them; its ratio is the fraction of it that fastopt reaches. GB/s counts the\n"
         "same bytes. Parameters and gradients are the same NumPy arrays for all but JAX, which\n"
@@ -168,9 +168,9 @@ def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Pa
         "array, 'torch' what `torch.optim` does by default.\n\n"
         "Each library has threads of its own. On few processors those that wait disturb the\n"
         "others: ratios in the hundreds and wide quartiles of short calls are that, and a program\n"
-        "that uses one library sees less. Where a call makes its outputs, half of PyTorch's time at\n"
-        "large sizes is new memory; in a process with much freed memory it gets some of that and\n"
-        "needs half of the time. The rows with `out=` have no part in this.\n\n"
+        "that uses one library sees less. Where a call makes its outputs, more than half of\n"
+        "PyTorch's time at large sizes is new memory; in a process that has freed much it may get\n"
+        "some of that. The rows with `out=` have no part in this.\n\n"
         "![The times of the others over fastopt's](pictures/benchmarks.png)\n\n"
         "![The same for normalizations and losses](pictures/benchmarks_layers.png)\n\n"
         "## Machine\n\n" + interleave.markdown([["what", "value"], *map(list, facts.items())])
