@@ -35,7 +35,7 @@ class Effort(NamedTuple):
     rounds: int
 
 
-FULL, QUICK = Effort(0.25, 7), Effort(0.05, FEW_ROUNDS)
+FULL, QUICK = Effort(0.15, 7), Effort(0.05, FEW_ROUNDS)
 
 
 class Candidate(NamedTuple):
