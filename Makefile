@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*)
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch test-isas test-qemu test-exhaustive demo docs pictures bench bench-compare \
+.PHONY: test test-torch test-isas test-qemu test-exhaustive test-sanitized demo docs pictures bench bench-compare \
 	count-instructions lint wheel clean
 
 # An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
@@ -14,7 +14,7 @@ $(VENV)/.installed: $(SOURCES)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet scikit-build-core pybind11 cmake ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,lint]' \
-		--config-settings=cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
+		--config-settings=cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON $(SETTINGS)
 	touch $@
 
 test: $(VENV)/.installed
@@ -40,6 +40,19 @@ test-qemu: $(VENV)/.installed
 # The kernels' float32 exp and log on every input: minutes.
 test-exhaustive: $(VENV)/.installed
 	$(BIN)/python tests/exhaustive_exp.py
+
+# The suite under the address and the undefined-behaviour sanitizer: minutes, most of them the
+# build's. A process that forks under them hangs.
+SANITIZED = build/sanitized
+test-sanitized:
+	$(MAKE) VENV=$(SANITIZED) $(SANITIZED)/.installed SETTINGS=" \
+		--config-settings=build-dir=$(SANITIZED)/tree \
+		--config-settings=cmake.define.FASTOPT_INSTRUMENTED=ON \
+		--config-settings=cmake.define.CMAKE_CXX_FLAGS=-fsanitize=address,undefined"
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+		$(SANITIZED)/bin/python -m pytest -m 'not torch' -k 'not fork' --ignore=tests/test_process.py \
+		--ignore=tests/test_docs.py --ignore=tests/test_examples.py --ignore=tests/test_tune.py
 
 # Sphinx joins the environment when it is first needed.
 docs: $(VENV)/.installed

@@ -132,6 +132,11 @@ py::array new_parameter(const py::tuple& shape, Dtype dtype) {
   return new_output(shape.cast<std::vector<py::ssize_t>>(), dtype);
 }
 
+// The gradient of what had no part in an empty output.
+void set_to_zero(const py::array& gradient, void* data) {
+  std::fill_n(static_cast<char*>(data), gradient.nbytes(), char(0));
+}
+
 py::object if_given(const void* parameter, const py::array& gradient) {
   return parameter == nullptr ? py::object(py::none()) : py::object(gradient);
 }
@@ -259,8 +264,8 @@ py::tuple batch_norm_gradient(const std::string& function, py::handle dy_object,
       batch_norm_backward(settings.get(), norm, dy.data(), rectified, dx_data, dresidual_data,
                           dgamma_data, dbeta_data);
     } else {
-      std::fill_n(static_cast<char*>(dgamma_data), dgamma.nbytes(), char(0));
-      std::fill_n(static_cast<char*>(dbeta_data), dgamma.nbytes(), char(0));
+      set_to_zero(dgamma, dgamma_data);
+      set_to_zero(dbeta, dbeta_data);
     }
   }
   return py::make_tuple(dx, if_given(norm.gamma, dgamma), if_given(norm.beta, dbeta), dresidual);
@@ -298,7 +303,12 @@ py::tuple gradient(Arguments& arguments, N norm, py::array_t<double>& statistics
     void* const dgamma_data = dgamma.mutable_data();
     void* const dbeta_data = dbeta.mutable_data();
     const py::gil_scoped_release release;
-    run(settings.get(), norm, dy.data(), dx_data, dgamma_data, dbeta_data);
+    if (dx.size() > 0) {
+      run(settings.get(), norm, dy.data(), dx_data, dgamma_data, dbeta_data);
+    } else {
+      set_to_zero(dgamma, dgamma_data);
+      set_to_zero(dbeta, dbeta_data);
+    }
   }
   return py::make_tuple(dx, if_given(norm.gamma, dgamma), if_given(norm.beta, dbeta));
 }

@@ -416,14 +416,18 @@ def test_zero_size() -> None:
     assert dx is not None and dgamma is not None and dbeta is not None
     assert dx.shape == (0, 3, 4)
     assert dgamma.tolist() == dbeta.tolist() == [0, 0, 0]
-    for forward, backward, extra in (
-        (fastopt.layer_norm, fastopt.layer_norm_backward, (4,)),
-        (fastopt.group_norm, fastopt.group_norm_backward, (3,)),
-        (fastopt.instance_norm, fastopt.instance_norm_backward, ()),
+    for forward, backward, extra, learned in (
+        (fastopt.layer_norm, fastopt.layer_norm_backward, (4,), np.ones(4, F32)),
+        (fastopt.group_norm, fastopt.group_norm_backward, (3,), one),
+        (fastopt.instance_norm, fastopt.instance_norm_backward, (), one),
     ):
-        y, saved = forward(empty, *extra)
-        assert y.shape == (0, 3, 4)
-        assert backward(y, saved)[0].shape == (0, 3, 4)
+        for x in (np.ones((1, 3, 4), F32), empty):  # the first leaves its numbers in the memory
+            y, saved = forward(x, *extra, gamma=learned, beta=learned)
+            assert y.shape == x.shape
+            dx, dgamma, dbeta = backward(np.ones_like(x), saved)
+            assert dx.shape == x.shape
+        assert not dgamma.any()
+        assert not dbeta.any()
     no_channels, _ = fastopt.batch_norm(np.empty((4, 0), F32), training=True)
     assert no_channels.shape == (4, 0)
 
