@@ -4,11 +4,11 @@ BIN = $(VENV)/bin
 SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*)
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch test-isas test-qemu test-exhaustive test-sanitized demo docs pictures bench bench-compare \
-	count-instructions lint wheel clean
+.PHONY: test test-torch test-isas test-qemu test-exhaustive test-sanitized demo docs pictures \
+	bench bench-compare count-instructions lint wheel clean
 
 # An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
-# it, so that a rebuild compiles only what changed.
+# it, so that a rebuild compiles only what changed. SETTINGS are more options of the build.
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -159,6 +159,19 @@ void set_statistics(Normalization& norm, py::array_t<double>& statistics) {
   norm.variance = norm.mean + statistics.shape(1);
 }
 
+BatchNorm batch_normalization(Arguments& arguments, index_t outer, index_t channels, index_t inner,
+                              py::handle gamma, py::handle beta, double eps, bool training,
+                              bool relu) {
+  const py::tuple shape = py::make_tuple(channels);
+  auto norm = normalization<BatchNorm>(arguments, eps, gamma, beta, shape);
+  norm.outer = outer;
+  norm.channels = channels;
+  norm.inner = inner;
+  norm.training = training;
+  norm.relu = relu;
+  return norm;
+}
+
 // y (or None without `normalize`), and the mean and biased variance of each channel: those of x
 // in training, else the running ones, else `statistics`.
 py::tuple batch_norm_forward(const std::string& function, py::handle x_object, index_t outer,
@@ -169,12 +182,8 @@ py::tuple batch_norm_forward(const std::string& function, py::handle x_object, i
   const CurrentSettings settings;
   Arguments arguments(function, x_object);
   const py::tuple shape = py::make_tuple(channels);
-  auto norm = normalization<BatchNorm>(arguments, eps, gamma, beta, shape);
-  norm.outer = outer;
-  norm.channels = channels;
-  norm.inner = inner;
-  norm.training = training;
-  norm.relu = relu;
+  BatchNorm norm =
+      batch_normalization(arguments, outer, channels, inner, gamma, beta, eps, training, relu);
   Running running{nullptr, nullptr, momentum, unbiased};
   py::array_t<double> stats;
   if (training) {
@@ -226,12 +235,8 @@ py::tuple batch_norm_gradient(const std::string& function, py::handle dy_object,
   const CurrentSettings settings;
   Arguments arguments(function, x_object);
   const py::tuple shape = py::make_tuple(channels);
-  auto norm = normalization<BatchNorm>(arguments, eps, gamma, beta, shape);
-  norm.outer = outer;
-  norm.channels = channels;
-  norm.inner = inner;
-  norm.training = training;
-  norm.relu = relu;
+  BatchNorm norm =
+      batch_normalization(arguments, outer, channels, inner, gamma, beta, eps, training, relu);
   set_statistics(norm, statistics);
   const py::array dy = arguments.like_x("dy", dy_object);
   const void* rectified = nullptr;

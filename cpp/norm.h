@@ -167,9 +167,9 @@ struct Tail {
   Mask mask[registers];
 };
 
-// Calls add(r, read, keep) for every register r of every 128 bytes of n elements: read(x) gives
-// its elements of the array x, keep(v) makes those zero that are not to be counted. `ahead` is
-// where the next elements will be read, from the same place in the run on.
+// Calls add(r, read, keep, prefetch) for every register r of every 128 bytes of a run: read(x)
+// gives its elements of the array x, keep(v) makes those zero that are not to be counted, and
+// prefetch(x) fetches the same place of the array x where that is a new cache line.
 template <class T, class Add>
 void each_lane(const Tail<T>& tail, Add add, index_t begin = 0) {
   constexpr index_t width = width_of<T>;

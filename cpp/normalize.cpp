@@ -75,15 +75,14 @@ struct Walk {
     planes,  // runs, every pass over everything, in memory order
     rows,    // columns, likewise
   } kind;
-  index_t item, size, bytes;
+  index_t item, bytes;
   Chunks chunks;  // of outer, for planes and rows
   index_t slice;  // columns
 
   explicit Walk(const BatchNorm& n)
       : kind(slabs),
         item(size_of(n.dtype)),
-        size(n.outer * n.channels * n.inner),
-        bytes(size * item),
+        bytes(n.outer * n.channels * n.inner * item),
         chunks(n.outer, n.inner > 1 ? std::max<index_t>(1, (1 << 16) / n.inner) : 512,
                n.inner > 1 ? 1 : 64),
         slice(n.channels) {
@@ -113,9 +112,18 @@ struct Walk {
 class Coefficients {
  public:
   Coefficients(index_t arrays, index_t channels, index_t item)
-      : scratch_(arrays, channels + vector_of_doubles), arrays_(arrays), bytes_(channels * item) {}
+      : scratch_(arrays, channels + vector_of_doubles),
+        arrays_(arrays),
+        item_(item),
+        bytes_(channels * item) {}
 
-  double* operator[](index_t array) const { return scratch_[array]; }
+  void* operator()(index_t array, index_t c = 0) const { return at(scratch_[array], c, item_); }
+
+  // center, scale and shift, the first three, from the statistics of the channels c to end.
+  void set_forward(const Norm& kernels, const BatchNorm& n, index_t c, index_t end) const {
+    kernels.forward_coefficients(end - c, n.eps, n.mean + c, n.variance + c, at(n.gamma, c, item_),
+                                 at(n.beta, c, item_), (*this)(0, c), (*this)(1, c), (*this)(2, c));
+  }
 
   void go_on() const {
     for (index_t array = 0; array < arrays_; ++array) {
@@ -130,7 +138,7 @@ class Coefficients {
   static constexpr index_t vector_of_doubles = 8;
 
   Scratch scratch_;
-  index_t arrays_, bytes_;
+  index_t arrays_, item_, bytes_;
 };
 
 // What the walk calls for a range of channels: `start`, then `reduce` to two numbers a channel,
@@ -159,7 +167,7 @@ struct ForwardPass {
         first(n.mean),
         second(n.variance),
         coefficients(3, n.channels, item),
-        forward{n.x,    residual,         y, coefficients[0], coefficients[1], coefficients[2],
+        forward{n.x,    residual,         y, coefficients(0), coefficients(1), coefficients(2),
                 n.relu, walk.stream(n, y)} {}
 
   void start(index_t, index_t) const {}
@@ -194,9 +202,7 @@ struct ForwardPass {
       move(running.mean, 1.0, n.mean);
       move(running.variance, factor, n.variance);
     }
-    kernels.forward_coefficients(width, n.eps, n.mean + c, n.variance + c, at(n.gamma, c, item),
-                                 at(n.beta, c, item), at(coefficients[0], c, item),
-                                 at(coefficients[1], c, item), at(coefficients[2], c, item));
+    coefficients.set_forward(kernels, n, c, end);
   }
 
   void apply(index_t element, index_t c, Runs runs) const {
@@ -246,20 +252,16 @@ struct BackwardPass {
                  y,
                  dx,
                  dresidual,
-                 coefficients[0],
-                 coefficients[1],
-                 coefficients[2],
-                 coefficients[3],
-                 coefficients[4],
-                 coefficients[5],
+                 coefficients(0),
+                 coefficients(1),
+                 coefficients(2),
+                 coefficients(3),
+                 coefficients(4),
+                 coefficients(5),
                  n.relu,
                  walk.stream(n, dx)} {}
 
-  void start(index_t c, index_t end) const {
-    kernels.forward_coefficients(end - c, n.eps, n.mean + c, n.variance + c, at(n.gamma, c, item),
-                                 at(n.beta, c, item), at(coefficients[0], c, item),
-                                 at(coefficients[1], c, item), at(coefficients[2], c, item));
-  }
+  void start(index_t c, index_t end) const { coefficients.set_forward(kernels, n, c, end); }
 
   void reduce(index_t element, index_t c, Runs runs, double* sum, double* product) const {
     kernels.gradient_sums(shifted(element, c), runs, 1, 0, sum, product);
@@ -281,9 +283,8 @@ struct BackwardPass {
     const double count =
         n.training ? double(n.outer * n.inner) : std::numeric_limits<double>::infinity();
     kernels.backward_coefficients(end - c, n.eps, count, n.mean + c, n.variance + c,
-                                  at(n.gamma, c, item), first + c, second + c,
-                                  at(coefficients[0], c, item), at(coefficients[3], c, item),
-                                  at(coefficients[4], c, item), at(coefficients[5], c, item));
+                                  at(n.gamma, c, item), first + c, second + c, coefficients(0, c),
+                                  coefficients(3, c), coefficients(4, c), coefficients(5, c));
     kernels.round_sums(end - c, second + c, at(dgamma, c, item));
     kernels.round_sums(end - c, first + c, at(dbeta, c, item));
   }
@@ -416,7 +417,7 @@ void visit_channels(const Settings& settings, const Walk& walk, const Pass& pass
 }
 
 // Calls visit(begin, end) for the groups of a part of all samples, as many of one sample at a time
-// as stay in the first cache.
+// as stay in the second cache.
 template <class Visit>
 void visit_groups(const GroupNorm& n, index_t group_bytes, int part, int parts, Visit visit) {
   const Range mine = share(n.samples * n.groups, part, parts);
@@ -427,7 +428,7 @@ void visit_groups(const GroupNorm& n, index_t group_bytes, int part, int parts, 
   }
 }
 
-// Rows that stay in the first cache; at most 64, of which it is a divisor.
+// Rows that stay in the second cache; at most 64, of which it is a divisor.
 index_t hot_rows(index_t row_bytes) {
   index_t rows = 64;
   while (rows > 1 && rows * row_bytes > hot_bytes) rows /= 2;

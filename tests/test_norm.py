@@ -354,6 +354,15 @@ def test_statistics_of_a_million_values_far_from_zero(shape: tuple[int, ...]) ->
     assert np.abs(y - expected).max() <= 1e-6
 
 
+def test_channels_around_zero_are_not_centered(isa: str) -> None:
+    """Two roundings an element instead of three."""
+    x = np.random.default_rng(0).normal(0.1, 1, (64, 6)).astype(F32)
+    y, saved = fastopt.batch_norm(x, training=True)
+    mean, var = saved.statistics
+    scale = 1 / np.sqrt(var + 1e-5)
+    assert y.tobytes() == (x * scale.astype(F32) - (mean * scale).astype(F32)).tobytes()
+
+
 def test_an_outlier_at_the_start_does_not_spoil_the_variance() -> None:
     for shape in ((10000, 2), (10, 2, 1000)):
         x = np.random.default_rng(0).normal(0, 1, shape).astype(F32)

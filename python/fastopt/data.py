@@ -89,7 +89,7 @@ def standardize(
             n = math.prod(deviation.shape[a] for a in axes)
             center = deviation.mean(axes, keepdims=True)
             deviation -= center
-            # Two sets of samples, seen and new, make one: Chan, Golub, LeVeque, 1983.
+            # Two sets of samples, seen and new, make one: Chan, Golub, LeVeque, 1979.
             count[part] += n
             step = (center - shift[part]) * (n / count[part])
             deviation *= deviation
