@@ -35,8 +35,8 @@ void each(F f, index_t begin, index_t end, const T* __restrict g, T* __restrict 
 }
 
 // First up to a cache line's begin: large arrays of one shape usually lie alike in their lines, and
-// stores that straddle two lines halve the speed. Prefetching ahead was measured: within 5 % either
-// way in DRAM on Zen 4, slower in L3, so the hardware's own must do.
+// stores that straddle two lines halve the speed. Prefetching ahead was measured on Zen 4: no
+// faster in DRAM and slower in L3, so the hardware's own must do.
 template <class F, class T, class... S>
 void stream(F f, index_t n, const T* g, T* p, S*... s) {
   constexpr index_t line = line_bytes / index_t(sizeof(T));
