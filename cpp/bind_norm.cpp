@@ -336,6 +336,7 @@ LayerNorm layer_normalization(Arguments& arguments, index_t rows, index_t column
   auto norm = normalization<LayerNorm>(arguments, eps, gamma, beta, shape);
   norm.rows = rows;
   norm.columns = columns;
+  norm.groups = 1;
   norm.centered = centered;
   return norm;
 }

@@ -7,6 +7,7 @@ namespace fastopt::FASTOPT_ISA {
 namespace {
 
 #include "simd.h"
+#include "tile.h"
 
 struct Names {
   const char* rule;

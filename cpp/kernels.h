@@ -12,6 +12,9 @@ enum class Dtype { float32, float64 };
 // strided tiles and reductions all use the same blocks, so results do not depend on who does what.
 constexpr index_t block = 1024;
 
+// Rows of so few columns are worked on with a vector across the rows instead of one along them.
+constexpr index_t few_columns = 32;
+
 // An optimizer's update of one array: streams are gradient, parameter, state...
 struct Update {
   const char* name;
@@ -95,11 +98,12 @@ struct Norm {
   void (*column_gradient_sums)(const Backward& b, index_t rows, index_t stride, index_t columns,
                                double* sums, double* products, void* scratch);
   void (*column_gradient_apply)(const Backward& b, index_t rows, index_t stride, index_t columns);
-  void (*row_apply)(const Forward& f, const void* gamma, const void* beta, index_t rows, index_t n);
-  void (*row_gradient_sums)(const Backward& b, const void* gamma, index_t rows, index_t n,
-                            double* sums, double* products);
-  void (*row_gradient_apply)(const Backward& b, const void* gamma, index_t rows, index_t n,
-                             void* dgamma, void* dbeta);
+  void (*row_apply)(const Forward& f, const void* gamma, const void* beta, index_t apart,
+                    index_t rows, index_t n);
+  void (*row_gradient_sums)(const Backward& b, const void* gamma, index_t apart, index_t rows,
+                            index_t n, double* sums, double* products);
+  void (*row_gradient_apply)(const Backward& b, const void* gamma, index_t apart, index_t rows,
+                             index_t n, void* dgamma, void* dbeta);
   void (*flush_sums)(void* values, index_t n, double* sums);
   void (*add_sums)(index_t n, const double* from, double* to);
   void (*round_sums)(index_t n, const double* from, void* to);

@@ -18,35 +18,6 @@ constexpr int registers = accumulator_bytes / vector_bytes;
 template <class T, index_t n>
 using Pack [[gnu::vector_size(n * sizeof(T))]] = T;
 
-template <class V, class T>
-V load(const T* from) {
-  V value;
-  __builtin_memcpy(&value, from, sizeof value);
-  return value;
-}
-
-template <bool stream, class V, class T>
-void store(T* to, V value) {
-  if constexpr (!stream || sizeof(V) == sizeof(T)) {
-    __builtin_memcpy(to, &value, sizeof value);
-  } else {
-#if defined(__clang__)
-    __builtin_nontemporal_store(value, reinterpret_cast<V*>(to));
-#elif defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) __builtin_ia32_movntps512(to, value);
-    if constexpr (sizeof(T) == 8) __builtin_ia32_movntpd512(to, value);
-#elif defined(__AVX__)
-    if constexpr (sizeof(T) == 4) __builtin_ia32_movntps256(to, value);
-    if constexpr (sizeof(T) == 8) __builtin_ia32_movntpd256(to, value);
-#elif defined(__SSE2__)
-    if constexpr (sizeof(T) == 4) __builtin_ia32_movntps(to, value);
-    if constexpr (sizeof(T) == 8) __builtin_ia32_movntpd(to, value);
-#else
-    __builtin_memcpy(to, &value, sizeof value);
-#endif
-  }
-}
-
 constexpr index_t prefetch_bytes = 4096;
 
 // Into the second cache: rows a power of two apart would push each other out of the first one.
@@ -61,7 +32,7 @@ inline void end_of_stream() {
 #endif
 }
 
-// y[i] = f<V>(i) for i < n, vector by vector; streamed stores pass by the caches.
+// y[i] = f<V>(i) for i < n, vector by vector.
 template <class T, bool stream, class F>
 void map(index_t n, T* y, F f) {
   constexpr index_t width = width_of<T>;
@@ -131,7 +102,7 @@ struct Sums {
 };
 
 // The last elements of a run, which do not fill the lanes: read as the last lanes of the run, of
-// which those already counted are masked out; a run shorter than that is padded in front.
+// which those already counted are masked out.
 template <class T>
 struct Tail {
   using Mask = decltype(Vector<T>{} < Vector<T>{});
@@ -145,25 +116,12 @@ struct Tail {
   };
   static constexpr Edge edge{};
 
-  explicit Tail(index_t run) : n(run), begin(n - n % lanes_of<T>), pad(lanes_of<T> - n) {
+  explicit Tail(index_t run) : n(run), begin(n - n % lanes_of<T>) {
     const auto* const from = edge.value + n % lanes_of<T>;
     unrolled<registers>([&](auto r) { mask[r] = load<Mask>(from + r * width_of<T>); });
   }
 
-  Vector<T> read(const T* x, index_t r) const {
-    const index_t from = r * width_of<T> - pad;
-    if (pad <= 0) return load<Vector<T>>(x + from);
-    T values[width_of<T>];
-    read_padded(x, from, values);
-    return load<Vector<T>>(values);
-  }
-
-  // Rare, and kept out of the loops.
-  [[gnu::noinline]] static void read_padded(const T* x, index_t from, T* values) {
-    for (index_t k = 0; k < width_of<T>; ++k) values[k] = from + k >= 0 ? x[from + k] : 0;
-  }
-
-  index_t n, begin, pad;
+  index_t n, begin;
   Mask mask[registers];
 };
 
@@ -186,7 +144,7 @@ void each_lane(const Tail<T>& tail, Add add, index_t begin = 0) {
   if (tail.begin == tail.n) return;
   unrolled<registers>([&](auto r) {
     add(
-        r, [&](const T* x) { return tail.read(x, r); },
+        r, [&](const T* x) { return load<Vector<T>>(x + tail.n - lanes_of<T> + r * width); },
         [&](Vector<T> v) {
           return reinterpret_cast<Vector<T>>(reinterpret_cast<typename Tail<T>::Mask>(v) &
                                              tail.mask[r]);
@@ -205,7 +163,8 @@ index_t ahead_of(Runs runs) {
              : prefetch_bytes / index_t(sizeof(T));
 }
 
-// The blocks of a statistic: whole runs as long as they fit, else equal parts of one.
+// The blocks of a statistic: whole runs as long as they fit, else equal parts of one. A run is no
+// shorter than the lanes.
 template <class T>
 struct Blocks {
   Runs runs;
@@ -219,6 +178,7 @@ struct Blocks {
   // Calls visit(first element, runs, the elements of each run).
   template <class Visit>
   void each(Visit visit) const {
+    if (runs.count == 1 && runs.inner <= length) return visit(0, Constant<1>{}, last_part);
     for (index_t run = 0; run < runs.count; run += group) {
       const index_t count = run + group <= runs.count ? group : runs.count - run;
       for (index_t i = 0; i < runs.inner; i += length) {
@@ -254,21 +214,13 @@ inline void merge(double count_a, double* mean_a, double* m2_a, double count_b,
 }
 
 template <class T>
-constexpr double shrink = sizeof(T) == 4 ? 0x1p-100 : 0x1p-600;
-
-// Scaled, squares of huge elements do not overflow.
-template <class T, bool scaled>
 void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean, double* m2) {
   const Runs runs = blocks.runs;
-  const auto value = [](Vector<T> v) {
-    if constexpr (scaled) v *= T(shrink<T>);
-    return v;
-  };
   const index_t ahead = ahead_of<T>(runs);
   double counted = 0;
   T center = 0;
   *mean = *m2 = 0;
-  blocks.each([&](index_t begin, index_t count, const Tail<T>& tail) {
+  blocks.each([&](index_t begin, auto count, const Tail<T>& tail) {
     const index_t n = tail.n;
     if (centered && counted == 0) {
       const index_t some = count == 1 ? 1 : (lanes_of<T> * 2 + n - 1) / n;
@@ -277,7 +229,7 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
       for (index_t run = 0; run < first; ++run) {
         const T* const from = x + begin + run * runs.stride;
         each_lane<T>(tail, [&](auto r, auto read, auto keep, auto) {
-          sum.part[r] += keep(value(read(from)));
+          sum.part[r] += keep(read(from));
         });
       }
       center = T(sum.total() / double(first * n));
@@ -294,7 +246,7 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
     index_t run = 0, i = 0;
     for (; run + 4 <= count; run += 4, from += 4 * stride) {
       each_lane<T>(tail, [&](auto r, auto read, auto keep, auto) {
-        const auto d = [&](index_t k) { return keep(value(read(from + k * stride)) - center); };
+        const auto d = [&](index_t k) { return keep(read(from + k * stride) - center); };
         add_four(r, d(0), d(1), d(2), d(3));
       });
     }
@@ -304,7 +256,7 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
           const auto d = [&](index_t k) {
             const T* const at = from + i + k * lanes + r * width_of<T>;
             if (r * vector_bytes % line_bytes == 0) prefetch_to_l2(at + ahead);
-            return value(load<Vector<T>>(at)) - center;
+            return load<Vector<T>>(at) - center;
           };
           add_four(r, d(0), d(1), d(2), d(3));
         });
@@ -314,7 +266,7 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
       each_lane<T>(
           tail,
           [&](auto r, auto read, auto keep, auto) {
-            const Vector<T> d = keep(value(read(from)) - center);
+            const Vector<T> d = keep(read(from) - center);
             sum.part[r] += d;
             square.part[r] += d * d;
           },
@@ -337,24 +289,88 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
     counted += elements;
     center = T(*mean);
   });
-  if constexpr (scaled) {
-    *mean /= shrink<T>;
-    *m2 = *m2 / shrink<T> / shrink<T>;
+}
+
+// Of rows that lie one after the other.
+template <class T>
+void moments_of_few(const T* x, index_t rows, index_t columns, bool centered,
+                    double* __restrict mean, double* __restrict m2) {
+  constexpr index_t height = Tile<T>::rows;
+  const double elements = double(columns);
+  for (index_t row = 0; row < rows; row += height) {
+    const index_t count = row + height <= rows ? height : rows - row;
+    Tile<T> tile;
+    load_columns(x + row * columns, rows - row, columns, tile);
+    Vector<T> center{}, sum{}, square{};
+    if (centered) {
+      for (index_t c = 0; c < columns; ++c) center += tile.column[c];
+      center /= T(columns);
+    }
+    const auto from_center = [&](index_t c) { return tile.column[c] - center; };
+    index_t column = 0;
+    for (; column + 4 <= columns; column += 4) {
+      const Vector<T> a = from_center(column), b = from_center(column + 1);
+      const Vector<T> c = from_center(column + 2), d = from_center(column + 3);
+      sum += (a + b) + (c + d);
+      square += (a * a + b * b) + (c * c + d * d);
+    }
+    for (; column < columns; ++column) {
+      const Vector<T> d = from_center(column);
+      sum += d;
+      square += d * d;
+    }
+    T centers[height], sums[height], squares[height];
+    store<false>(centers, center);
+    store<false>(sums, sum);
+    store<false>(squares, square);
+    for (index_t r = 0; r < count; ++r) {
+      const double d = centered ? double(sums[r]) / elements : 0;
+      const double row_m2 = double(squares[r]) - d * d * elements;
+      mean[row + r] = double(centers[r]) + d;
+      m2[row + r] = row_m2 < 0 ? 0 : row_m2;
+    }
   }
+}
+
+// Number by number, in double: where squares overflow a T.
+template <class T>
+void moments_of_huge(const T* x, Runs runs, bool centered, double* mean, double* m2) {
+  constexpr double shrink = sizeof(T) == 4 ? 1 : 0x1p-600;
+  const auto sum = [=](auto term) {
+    double total = 0;
+    for (index_t run = 0; run < runs.count; ++run) {
+      for (index_t i = 0; i < runs.inner; ++i) {
+        total += term(double(x[run * runs.stride + i]) * shrink);
+      }
+    }
+    return total;
+  };
+  const double elements = double(runs.count * runs.inner);
+  const double center = centered ? sum([](double v) { return v; }) / elements : 0;
+  *mean = center / shrink;
+  *m2 = sum([=](double v) { return (v - center) * (v - center); }) / shrink / shrink;
 }
 
 inline bool finite(double x) {
   return x - x == 0;
 }
 
+// Of `statistics` that begin `apart` from each other. Runs of few elements are rows: each is a
+// statistic of its own, and they lie one after the other.
 template <class T>
 void moments(const void* data, Runs runs, index_t statistics, index_t apart, bool centered,
              double* mean, double* m2) {
-  const Blocks<T> blocks(runs);
   const T* x = static_cast<const T*>(data);
-  for (index_t i = 0; i < statistics; ++i, x += apart) {
-    moments_of<T, false>(x, blocks, centered, mean + i, m2 + i);
-    if (!finite(m2[i])) moments_of<T, true>(x, blocks, centered, mean + i, m2 + i);
+  if (runs.inner <= few_columns) {
+    moments_of_few(x, statistics, runs.inner, centered, mean, m2);
+  } else {
+    const Blocks<T> blocks(runs);
+    for (index_t i = 0; i < statistics; ++i) {
+      moments_of(x + i * apart, blocks, centered, mean + i, m2 + i);
+    }
+  }
+  for (index_t i = 0; i < statistics; ++i) {
+    if (!finite(m2[i])) moments_of_huge(x + i * apart, runs, centered, mean + i, m2 + i);
   }
 }
 
@@ -429,7 +445,7 @@ void gradient_sums(const Backward& b, Runs runs, index_t statistics, index_t apa
           const T scale = relu ? static_cast<const T*>(b.scale)[i] : T(0);
           const T shift = relu ? static_cast<const T*>(b.shift)[i] : T(0);
           double dy_total = 0, product_total = 0;
-          blocks.each([&](index_t begin, index_t count, const Tail<T>& tail) {
+          blocks.each([&](index_t begin, auto count, const Tail<T>& tail) {
             Sums<T> sum, product;
             for (index_t run = 0; run < count; ++run) {
               const index_t at = begin + run * runs.stride;
@@ -575,7 +591,7 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
   }
   for (index_t c = 0; c < columns; ++c) {
     if (!finite(m2[c])) {
-      moments_of<T, true>(x + c, Blocks<T>({rows, stride, 1}), true, mean + c, m2 + c);
+      moments_of_huge(x + c, {rows, stride, 1}, true, mean + c, m2 + c);
     }
   }
 }
@@ -710,17 +726,18 @@ void column_gradient_apply(const Backward& b, index_t rows, index_t stride, inde
       b.relu, b.y != nullptr, b.dresidual != nullptr, b.stream);
 }
 
-// --- gamma and beta per element of a row (layer and RMS normalization): rows of n elements ---
+// --- gamma and beta per element of a row (layer and RMS normalization, groups of short runs): rows
+// of n elements; those of the next row are `apart` from those of this one ---
 
 template <class T>
-void row_apply(const Forward& f, const void* gamma_data, const void* beta_data, index_t rows,
-               index_t n) {
-  const T* const gamma = static_cast<const T*>(gamma_data);
-  const T* const beta = static_cast<const T*>(beta_data);
+void row_apply(const Forward& f, const void* gamma_data, const void* beta_data, index_t apart,
+               index_t rows, index_t n) {
   with_flags(
       [&](auto with_gamma, auto with_beta, auto stream) {
         for (index_t row = 0; row < rows; ++row) {
           const T* const x = static_cast<const T*>(f.x) + row * n;
+          const T* const gamma = static_cast<const T*>(gamma_data) + (with_gamma ? row * apart : 0);
+          const T* const beta = static_cast<const T*>(beta_data) + (with_beta ? row * apart : 0);
           const T center = static_cast<const T*>(f.center)[row];
           const T scale = static_cast<const T*>(f.scale)[row];
           const T shift = static_cast<const T*>(f.shift)[row];
@@ -733,50 +750,85 @@ void row_apply(const Forward& f, const void* gamma_data, const void* beta_data, 
         }
         if (stream) end_of_stream();
       },
-      gamma != nullptr, beta != nullptr, f.stream);
+      gamma_data != nullptr, beta_data != nullptr, f.stream);
 }
 
 // As gradient_sums, of gamma dy.
 template <class T>
-void row_gradient_sums(const Backward& b, const void* gamma_data, index_t rows, index_t n,
-                       double* sums, double* products) {
-  const T* const gamma = static_cast<const T*>(gamma_data);
-  const Blocks<T> blocks({1, n, n});
+void row_gradient_sums(const Backward& b, const void* gamma_data, index_t apart, index_t rows,
+                       index_t n, double* sums, double* products) {
+  const T* const all_dy = static_cast<const T*>(b.dy);
+  const T* const all_x = static_cast<const T*>(b.x);
+  const T* const centers = static_cast<const T*>(b.center);
+  const T* const all_gamma = static_cast<const T*>(gamma_data);
   with_flags(
-      [&](auto with_gamma) {
-        for (index_t row = 0; row < rows; ++row) {
-          const T* const dy = static_cast<const T*>(b.dy) + row * n;
-          const T* const x = static_cast<const T*>(b.x) + row * n;
-          const T center = static_cast<const T*>(b.center)[row];
-          double dy_total = 0, product_total = 0;
-          blocks.each([&](index_t begin, index_t, const Tail<T>& tail) {
-            Sums<T> sum, product;
-            each_lane<T>(tail, [&](auto r, auto read, auto keep, auto) {
-              Vector<T> g = read(dy + begin);
-              if constexpr (with_gamma) g *= read(gamma + begin);
-              sum.part[r] += keep(g);
-              product.part[r] += keep(g * (read(x + begin) - center));
+      [&](auto with_gamma, auto few) {
+        if constexpr (few) {
+          constexpr index_t height = Tile<T>::rows;
+          Tile<T> dy, x, gamma;
+          for (index_t row = 0; row < rows; row += height) {
+            const index_t count = row + height <= rows ? height : rows - row;
+            load_columns(all_dy + row * n, rows - row, n, dy);
+            load_columns(all_x + row * n, rows - row, n, x);
+            if constexpr (with_gamma) {
+              if (apart == n) load_columns(all_gamma + row * n, rows - row, n, gamma);
+              if (apart == 0 && row == 0) {
+                for (index_t c = 0; c < n; ++c) gamma.column[c] = Vector<T>{} + all_gamma[c];
+              }
+            }
+            T center[height] = {}, sum_of[height], product_of[height];
+            for (index_t r = 0; r < count; ++r) center[r] = centers[row + r];
+            Vector<T> sum{}, product{};
+            for (index_t c = 0; c < n; ++c) {
+              Vector<T> g = dy.column[c];
+              if constexpr (with_gamma) g *= gamma.column[c];
+              sum += g;
+              product += g * (x.column[c] - load<Vector<T>>(center));
+            }
+            store<false>(sum_of, sum);
+            store<false>(product_of, product);
+            for (index_t r = 0; r < count; ++r) {
+              sums[row + r] = double(sum_of[r]);
+              products[row + r] = double(product_of[r]);
+            }
+          }
+        } else {
+          const Blocks<T> blocks({1, n, n});
+          for (index_t row = 0; row < rows; ++row) {
+            const T* const dy = all_dy + row * n;
+            const T* const x = all_x + row * n;
+            const T* const gamma = with_gamma ? all_gamma + row * apart : x;
+            const T center = centers[row];
+            double dy_total = 0, product_total = 0;
+            blocks.each([&](index_t begin, auto, const Tail<T>& tail) {
+              Sums<T> sum, product;
+              each_lane<T>(tail, [&](auto r, auto read, auto keep, auto) {
+                Vector<T> g = read(dy + begin);
+                if constexpr (with_gamma) g *= read(gamma + begin);
+                sum.part[r] += keep(g);
+                product.part[r] += keep(g * (read(x + begin) - center));
+              });
+              dy_total += sum.total();
+              product_total += product.total();
             });
-            dy_total += sum.total();
-            product_total += product.total();
-          });
-          sums[row] = dy_total;
-          products[row] = product_total;
+            sums[row] = dy_total;
+            products[row] = product_total;
+          }
         }
       },
-      gamma != nullptr);
+      gamma_data != nullptr, n <= few_columns);
 }
 
 // dx, and the rows' part of dgamma and dbeta, which is added to their sums in T.
 template <class T>
-void row_gradient_apply(const Backward& b, const void* gamma_data, index_t rows, index_t n,
-                        void* dgamma_data, void* dbeta_data) {
-  const T* const gamma = static_cast<const T*>(gamma_data);
-  T* const dgamma = static_cast<T*>(dgamma_data);
-  T* const dbeta = static_cast<T*>(dbeta_data);
+void row_gradient_apply(const Backward& b, const void* gamma_data, index_t apart, index_t rows,
+                        index_t n, void* dgamma_data, void* dbeta_data) {
   with_flags(
       [&](auto with_gamma, auto stream) {
         for (index_t row = 0; row < rows; ++row) {
+          const T* const gamma = static_cast<const T*>(gamma_data) + (with_gamma ? row * apart : 0);
+          T* const dgamma = static_cast<T*>(dgamma_data) + row * apart;
+          T* const dbeta = static_cast<T*>(dbeta_data) + row * apart;
           const T* const dy = static_cast<const T*>(b.dy) + row * n;
           const T* const x = static_cast<const T*>(b.x) + row * n;
           const auto coefficient = [=](const void* array) {
@@ -796,7 +848,7 @@ void row_gradient_apply(const Backward& b, const void* gamma_data, index_t rows,
         }
         if (stream) end_of_stream();
       },
-      gamma != nullptr, b.stream);
+      gamma_data != nullptr, b.stream);
 }
 
 // Adds n sums in T to those in double and starts them anew.

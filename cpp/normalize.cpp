@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
+#include <numeric>
+#include <utility>
 
 namespace fastopt {
 namespace {
@@ -54,8 +56,8 @@ class Scratch {
 struct Chunks {
   index_t size, count;
 
-  Chunks(index_t n, index_t smallest, index_t unit)
-      : size(std::max(smallest, ((n + most_chunks - 1) / most_chunks + unit - 1) / unit * unit)),
+  Chunks(index_t n, index_t smallest, index_t unit, index_t most = most_chunks)
+      : size(std::max(smallest, ((n + most - 1) / most + unit - 1) / unit * unit)),
         count((n + size - 1) / size) {}
 
   Range operator()(index_t chunk, index_t n) const {
@@ -67,67 +69,99 @@ bool streams(index_t bytes) {
   return bytes >= stream_from_bytes;
 }
 
+// Each of n numbers so many times.
+template <class T>
+void repeat(const void* from, index_t n, index_t times, void* to) {
+  T* next = static_cast<T*>(to);
+  for (index_t i = 0; i < n; ++i, next += times) {
+    std::fill_n(next, times, static_cast<const T*>(from)[i]);
+  }
+}
+void repeat(const void* from, index_t n, index_t times, index_t item, void* to) {
+  item == 4 ? repeat<float>(from, n, times, to) : repeat<double>(from, n, times, to);
+}
+
 // How batch normalization walks through [outer, channels, inner].
 struct Walk {
   enum Kind {
     slabs,   // runs, a channel at a time: all passes while it is hot
-    slices,  // columns, a few at a time, likewise
+    slices,  // columns, a few channels at a time, likewise
     planes,  // runs, every pass over everything, in memory order
     rows,    // columns, likewise
   } kind;
   index_t item, bytes;
-  Chunks chunks;  // of outer, for planes and rows
-  index_t slice;  // columns
+  index_t width;    // columns of a channel: short runs are walked as columns
+  index_t columns;  // of all channels; or the channels, where they are runs
+  Chunks chunks;    // of outer, for planes and rows
+  index_t slice;    // channels
 
   explicit Walk(const BatchNorm& n)
       : kind(slabs),
         item(size_of(n.dtype)),
         bytes(n.outer * n.channels * n.inner * item),
-        chunks(n.outer, n.inner > 1 ? std::max<index_t>(1, (1 << 16) / n.inner) : 512,
-               n.inner > 1 ? 1 : 64),
+        width(n.inner <= few_columns ? std::max<index_t>(1, n.inner) : 1),
+        columns(n.channels * width),
+        chunks(n.outer, width < n.inner ? std::max<index_t>(1, (1 << 16) / n.inner) : 512,
+               width < n.inner ? 1 : 64),
         slice(n.channels) {
     const index_t line = slice_line_bytes / item;
-    if (n.inner > 1) {
+    if (width < n.inner) {
       const bool hot = n.outer * n.inner * item <= slab_bytes && n.channels > 4;
       kind = hot || chunks.count == 1 ? slabs : planes;
     } else if (n.outer < sliced_below_rows || bytes <= sliced_up_to_bytes) {
       kind = slices;
-      const index_t hot = slice_bytes / (n.outer * item), quarter = (n.channels + 3) / 4;
-      slice = std::max<index_t>(1, std::min(hot, quarter + line - 1) / line) * line;
+      const index_t hot = slice_bytes / (n.outer * item), quarter = (columns + 3) / 4;
+      const index_t lines = std::max<index_t>(1, std::min(hot, quarter + line - 1) / line);
+      slice = std::max<index_t>(1, lines * line / width);
     } else {
       kind = rows;
     }
   }
 
   // Parts of rows can be streamed only if each begins on a cache line.
-  bool stream(const BatchNorm& n, const void* out) const {
-    const bool on_lines =
-        n.channels * item % 64 == 0 && reinterpret_cast<__UINTPTR_TYPE__>(out) % 64 == 0;
+  bool stream(const void* out) const {
+    const bool on_lines = columns * item % 64 == 0 && slice * width * item % 64 == 0 &&
+                          reinterpret_cast<__UINTPTR_TYPE__>(out) % 64 == 0;
     return streams(bytes) && (kind != slices || on_lines);
   }
 };
 
-// Arrays of coefficients of all channels, in x's dtype. Past the last channel they go on with the
-// first, for the length of a vector: streamed rows are read as one run.
+// Arrays of coefficients of all channels, in x's dtype, and of all columns. Past the last column
+// they go on with the first, for the length of a vector: streamed rows are read as one run.
 class Coefficients {
  public:
-  Coefficients(index_t arrays, index_t channels, index_t item)
-      : scratch_(arrays, channels + vector_of_doubles),
+  Coefficients(index_t arrays, const BatchNorm& n, const Walk& walk)
+      : of_channels_(arrays, n.channels + vector_of_doubles),
+        of_columns_(walk.width > 1 ? arrays : 0, walk.columns + vector_of_doubles),
         arrays_(arrays),
-        item_(item),
-        bytes_(channels * item) {}
+        item_(walk.item),
+        width_(walk.width),
+        bytes_(walk.columns * walk.item) {}
 
-  void* operator()(index_t array, index_t c = 0) const { return at(scratch_[array], c, item_); }
+  void* operator()(index_t array, index_t c = 0) const { return at(of_channels_[array], c, item_); }
+
+  void* of_columns(index_t array, index_t c = 0) const {
+    return width_ == 1 ? (*this)(array, c) : at(of_columns_[array], c * width_, item_);
+  }
 
   // center, scale and shift, the first three, from the statistics of the channels c to end.
   void set_forward(const Norm& kernels, const BatchNorm& n, index_t c, index_t end) const {
     kernels.forward_coefficients(end - c, n.eps, n.mean + c, n.variance + c, at(n.gamma, c, item_),
                                  at(n.beta, c, item_), (*this)(0, c), (*this)(1, c), (*this)(2, c));
+    spread(0, 3, c, end);
+  }
+
+  // From the channels c to end to their columns.
+  void spread(index_t first, index_t last, index_t c, index_t end) const {
+    if (width_ == 1) return;
+    for (index_t array = first; array < last; ++array) {
+      repeat((*this)(array, c), end - c, width_, item_, of_columns(array, c));
+    }
   }
 
   void go_on() const {
     for (index_t array = 0; array < arrays_; ++array) {
-      char* const first = reinterpret_cast<char*>(scratch_[array]);
+      char* const first = static_cast<char*>(of_columns(array));
       for (index_t byte = 0; byte < vector_of_doubles * 8; ++byte) {
         first[bytes_ + byte] = first[byte];
       }
@@ -137,38 +171,47 @@ class Coefficients {
  private:
   static constexpr index_t vector_of_doubles = 8;
 
-  Scratch scratch_;
-  index_t arrays_, item_, bytes_;
+  Scratch of_channels_, of_columns_;
+  index_t arrays_, item_, width_, bytes_;
 };
 
-// What the walk calls for a range of channels: `start`, then `reduce` to two numbers a channel,
-// `finish`, and `apply` to every element. Elements and channels are given by their index.
+// What the walk calls for a range of channels: `start`, then `reduce` to two numbers a channel or a
+// column, `finish`, and `apply` to every element. Elements and channels are given by their index.
 struct ForwardPass {
   const BatchNorm& n;
   const Norm& kernels;
   const Running& running;
-  index_t item;
+  const Walk& walk;
+  const index_t item = walk.item;
   bool reduces, applies;
   index_t reduced_bytes, bytes;  // memory traffic
-  double *first, *second;        // of all channels
+  Scratch of_columns;
+  double *first, *second;  // mean and sum of squared deviations
   Coefficients coefficients;
   Forward forward;
 
-  ForwardPass(const Settings& settings, const BatchNorm& norm, const Walk& walk, const Running& run,
-              const void* residual, void* y)
+  ForwardPass(const Settings& settings, const BatchNorm& norm, const Walk& walked,
+              const Running& run, const void* residual, void* y)
       : n(norm),
         kernels(settings.table->norm[size_t(n.dtype)]),
         running(run),
-        item(walk.item),
+        walk(walked),
         reduces(n.training),
         applies(y != nullptr),
         reduced_bytes(walk.bytes),
         bytes(walk.bytes * (2 + (residual != nullptr))),
-        first(n.mean),
-        second(n.variance),
-        coefficients(3, n.channels, item),
-        forward{n.x,    residual,         y, coefficients(0), coefficients(1), coefficients(2),
-                n.relu, walk.stream(n, y)} {}
+        of_columns(walk.width > 1 ? 2 : 0, walk.columns),
+        first(walk.width > 1 ? of_columns[0] : n.mean),
+        second(walk.width > 1 ? of_columns[1] : n.variance),
+        coefficients(3, n, walk),
+        forward{n.x,
+                residual,
+                y,
+                coefficients.of_columns(0),
+                coefficients.of_columns(1),
+                coefficients.of_columns(2),
+                n.relu,
+                walk.stream(y)} {}
 
   void start(index_t, index_t) const {}
 
@@ -178,20 +221,35 @@ struct ForwardPass {
 
   void reduce_columns(index_t element, index_t, index_t rows, index_t columns, double* mean,
                       double* m2, double* scratch) const {
-    kernels.column_moments(at(n.x, element, item), rows, n.channels, columns, mean, m2, scratch);
+    kernels.column_moments(at(n.x, element, item), rows, walk.columns, columns, mean, m2, scratch);
   }
 
-  // What more rows say about the channels is joined to what is known of those before them.
-  void join(index_t c, index_t end, index_t known, index_t rows, const double* mean,
+  // What more rows say about the columns is joined to what is known of those before them.
+  void join(index_t column, index_t end, index_t known, index_t rows, const double* mean,
             const double* m2) const {
-    kernels.merge(double(known * n.inner), first + c, second + c, double(rows * n.inner), mean + c,
-                  m2 + c, end - c);
+    const index_t inner = n.inner / walk.width;
+    kernels.merge(double(known * inner), first + column, second + column, double(rows * inner),
+                  mean + column, m2 + column, end - column);
+  }
+
+  // From the statistics of a channel's columns to its own.
+  void join_columns(index_t c) const {
+    const double *const mean = first + c * walk.width, *const m2 = second + c * walk.width;
+    double mean_sum = 0, deviations = 0;
+    for (index_t k = 0; k < walk.width; ++k) mean_sum += mean[k];
+    n.mean[c] = mean_sum / double(walk.width);
+    for (index_t k = 0; k < walk.width; ++k) {
+      const double d = mean[k] - n.mean[c];
+      deviations += m2[k] + double(n.outer) * (d * d);
+    }
+    n.variance[c] = deviations;
   }
 
   // From the sums of squared deviations to everything that depends on the channel alone.
   void finish(index_t c, index_t end) const {
     const index_t width = end - c;
     if (n.training) {
+      for (index_t i = c; walk.width > 1 && i < end; ++i) join_columns(i);
       const double count = double(n.outer * n.inner);
       for (index_t i = c; i < end; ++i) n.variance[i] /= count;
       const double factor = running.unbiased ? count / (count - 1) : 1.0;
@@ -210,14 +268,16 @@ struct ForwardPass {
   }
 
   void apply_columns(index_t element, index_t c, index_t rows, index_t columns) const {
-    kernels.column_apply(shifted(element, c), rows, n.channels, columns);
+    kernels.column_apply(shifted(element, c), rows, walk.columns, columns);
   }
 
   Forward shifted(index_t element, index_t c) const {
     Forward f = forward;
     for (const void** array : {&f.x, &f.residual}) *array = at(*array, element, item);
     f.y = at(f.y, element, item);
-    for (const void** array : {&f.center, &f.scale, &f.shift}) *array = at(*array, c, item);
+    for (const void** array : {&f.center, &f.scale, &f.shift}) {
+      *array = at(*array, c * walk.width, item);
+    }
     return f;
   }
 };
@@ -226,40 +286,42 @@ struct BackwardPass {
   const BatchNorm& n;
   const Norm& kernels;
   void *dgamma, *dbeta;
-  index_t item;
+  const Walk& walk;
+  const index_t item = walk.item;
   bool reduces = true, applies = true;
   index_t reduced_bytes, bytes;
-  Scratch sums;
-  double *first, *second;
+  Scratch of_channels, of_columns;
+  double *first, *second;  // sums of dy and dy (x - center)
   Coefficients coefficients;
   Backward backward;
 
-  BackwardPass(const Settings& settings, const BatchNorm& norm, const Walk& walk, const void* dy,
+  BackwardPass(const Settings& settings, const BatchNorm& norm, const Walk& walked, const void* dy,
                const void* y, void* dx, void* dresidual, void* gamma_gradient, void* beta_gradient)
       : n(norm),
         kernels(settings.table->norm[size_t(n.dtype)]),
         dgamma(gamma_gradient),
         dbeta(beta_gradient),
-        item(walk.item),
+        walk(walked),
         reduced_bytes(walk.bytes * 2),
         bytes(walk.bytes * (3 + (y != nullptr) + (dresidual != nullptr))),
-        sums(2, n.channels),
-        first(sums[0]),
-        second(sums[1]),
-        coefficients(6, n.channels, item),
+        of_channels(2, n.channels),
+        of_columns(walk.width > 1 ? 2 : 0, walk.columns),
+        first(walk.width > 1 ? of_columns[0] : of_channels[0]),
+        second(walk.width > 1 ? of_columns[1] : of_channels[1]),
+        coefficients(6, n, walk),
         backward{dy,
                  n.x,
                  y,
                  dx,
                  dresidual,
-                 coefficients(0),
-                 coefficients(1),
-                 coefficients(2),
-                 coefficients(3),
-                 coefficients(4),
-                 coefficients(5),
+                 coefficients.of_columns(0),
+                 coefficients.of_columns(1),
+                 coefficients.of_columns(2),
+                 coefficients.of_columns(3),
+                 coefficients.of_columns(4),
+                 coefficients.of_columns(5),
                  n.relu,
-                 walk.stream(n, dx)} {}
+                 walk.stream(dx)} {}
 
   void start(index_t c, index_t end) const { coefficients.set_forward(kernels, n, c, end); }
 
@@ -269,24 +331,33 @@ struct BackwardPass {
 
   void reduce_columns(index_t element, index_t c, index_t rows, index_t columns, double* sum,
                       double* product, double* scratch) const {
-    kernels.column_gradient_sums(shifted(element, c), rows, n.channels, columns, sum, product,
+    kernels.column_gradient_sums(shifted(element, c), rows, walk.columns, columns, sum, product,
                                  scratch);
   }
 
-  void join(index_t c, index_t end, index_t, index_t, const double* sum,
+  void join(index_t column, index_t end, index_t, index_t, const double* sum,
             const double* product) const {
-    kernels.add_sums(end - c, sum + c, first + c);
-    kernels.add_sums(end - c, product + c, second + c);
+    kernels.add_sums(end - column, sum + column, first + column);
+    kernels.add_sums(end - column, product + column, second + column);
+  }
+
+  void join_columns(index_t c) const {
+    for (const auto& [from, to] : {std::pair{first, of_channels[0]}, {second, of_channels[1]}}) {
+      to[c] = std::accumulate(from + c * walk.width, from + (c + 1) * walk.width, 0.0);
+    }
   }
 
   void finish(index_t c, index_t end) const {
+    for (index_t i = c; walk.width > 1 && i < end; ++i) join_columns(i);
+    double *const sums = of_channels[0] + c, *const products = of_channels[1] + c;
     const double count =
         n.training ? double(n.outer * n.inner) : std::numeric_limits<double>::infinity();
     kernels.backward_coefficients(end - c, n.eps, count, n.mean + c, n.variance + c,
-                                  at(n.gamma, c, item), first + c, second + c, coefficients(0, c),
+                                  at(n.gamma, c, item), sums, products, coefficients(0, c),
                                   coefficients(3, c), coefficients(4, c), coefficients(5, c));
-    kernels.round_sums(end - c, second + c, at(dgamma, c, item));
-    kernels.round_sums(end - c, first + c, at(dbeta, c, item));
+    coefficients.spread(3, 6, c, end);
+    kernels.round_sums(end - c, products, at(dgamma, c, item));
+    kernels.round_sums(end - c, sums, at(dbeta, c, item));
   }
 
   void apply(index_t element, index_t c, Runs runs) const {
@@ -294,7 +365,7 @@ struct BackwardPass {
   }
 
   void apply_columns(index_t element, index_t c, index_t rows, index_t columns) const {
-    kernels.column_gradient_apply(shifted(element, c), rows, n.channels, columns);
+    kernels.column_gradient_apply(shifted(element, c), rows, walk.columns, columns);
   }
 
   Backward shifted(index_t element, index_t c) const {
@@ -302,45 +373,50 @@ struct BackwardPass {
     for (const void** array : {&b.dy, &b.x, &b.y}) *array = at(*array, element, item);
     for (void** array : {&b.dx, &b.dresidual}) *array = at(*array, element, item);
     for (const void** array : {&b.center, &b.scale, &b.shift, &b.on_dy, &b.on_x, &b.constant}) {
-      *array = at(*array, c, item);
+      *array = at(*array, c * walk.width, item);
     }
     return b;
   }
 };
 
-// Every channel's passes one after the other, while its elements are in the cache.
+// All passes over a few channels one after the other, while their elements are in the cache.
 template <class Pass>
 void visit_slabs(const Settings& settings, const Pass& pass) {
   const BatchNorm& n = pass.n;
   const Runs runs{n.outer, n.channels * n.inner, n.inner};
+  const index_t most = std::max<index_t>(1, hot_bytes / (n.outer * n.inner * pass.item));
   parallel_for(settings, pass.bytes, [&](int part, int parts) {
     const Range mine = share(n.channels, part, parts);
-    for (index_t c = mine.begin; c < mine.end; ++c) {
-      const index_t element = c * n.inner;
-      pass.start(c, c + 1);
-      if (pass.reduces) pass.reduce(element, c, runs, pass.first + c, pass.second + c);
-      pass.finish(c, c + 1);
-      if (pass.applies) pass.apply(element, c, runs);
+    for (index_t first = mine.begin, end; first < mine.end; first = end) {
+      end = std::min(first + most, mine.end);
+      pass.start(first, end);
+      for (index_t c = first; pass.reduces && c < end; ++c) {
+        pass.reduce(c * n.inner, c, runs, pass.first + c, pass.second + c);
+      }
+      pass.finish(first, end);
+      for (index_t c = first; pass.applies && c < end; ++c) pass.apply(c * n.inner, c, runs);
     }
   });
 }
 
-// The same for a few columns at a time.
+// The same for the columns of a few channels at a time.
 template <class Pass>
 void visit_slices(const Settings& settings, const Walk& walk, const Pass& pass) {
   const BatchNorm& n = pass.n;
-  const index_t slices = (n.channels + walk.slice - 1) / walk.slice;
+  const index_t slices = (n.channels + walk.slice - 1) / walk.slice, width = walk.width;
   parallel_for(settings, pass.bytes, [&](int part, int parts) {
     const Range mine = share(slices, part, parts);
-    const Scratch scratch(3, walk.slice);
+    const Scratch scratch(3, walk.slice * width);
     for (index_t s = mine.begin; s < mine.end; ++s) {
       const index_t c = s * walk.slice, end = std::min(c + walk.slice, n.channels);
+      const index_t column = c * width, columns = (end - c) * width;
       pass.start(c, end);
       if (pass.reduces) {
-        pass.reduce_columns(c, c, n.outer, end - c, pass.first + c, pass.second + c, scratch[0]);
+        pass.reduce_columns(column, c, n.outer, columns, pass.first + column, pass.second + column,
+                            scratch[0]);
       }
       pass.finish(c, end);
-      if (pass.applies) pass.apply_columns(c, c, n.outer, end - c);
+      if (pass.applies) pass.apply_columns(column, c, n.outer, columns);
     }
   });
 }
@@ -350,18 +426,19 @@ template <class Pass>
 void reduce_chunks(const Settings& settings, const Walk& walk, const Pass& pass) {
   const BatchNorm& n = pass.n;
   const Chunks& chunks = walk.chunks;
-  const index_t channels = n.channels, inner = n.inner;
-  const Scratch first(chunks.count, channels), second(chunks.count, channels);
+  const index_t columns = walk.columns, inner = n.inner;
+  const Scratch first(chunks.count, columns), second(chunks.count, columns);
   parallel_for(settings, pass.reduced_bytes, [&](int part, int parts) {
     if (walk.kind == Walk::rows) {
       const Range mine = share(chunks.count, part, parts);
-      const Scratch scratch(3, channels);
+      const Scratch scratch(3, columns);
       for (index_t k = mine.begin; k < mine.end; ++k) {
         const Range rows = chunks(k, n.outer);
-        pass.reduce_columns(rows.begin * channels, 0, rows.end - rows.begin, channels, first[k],
+        pass.reduce_columns(rows.begin * columns, 0, rows.end - rows.begin, columns, first[k],
                             second[k], scratch[0]);
       }
     } else {
+      const index_t channels = n.channels;
       const Range mine = share(chunks.count * channels, part, parts);
       for (index_t i = mine.begin; i < mine.end; ++i) {
         const index_t k = i / channels, c = i % channels;
@@ -372,8 +449,8 @@ void reduce_chunks(const Settings& settings, const Walk& walk, const Pass& pass)
       }
     }
   });
-  parallel_for(settings, chunks.count * channels * 16, [&](int part, int parts) {
-    const Range mine = share(channels, part, parts);
+  parallel_for(settings, chunks.count * columns * 16, [&](int part, int parts) {
+    const Range mine = share(columns, part, parts);
     std::copy(first[0] + mine.begin, first[0] + mine.end, pass.first + mine.begin);
     std::copy(second[0] + mine.begin, second[0] + mine.end, pass.second + mine.begin);
     for (index_t k = 1; k < chunks.count; ++k) {
@@ -390,10 +467,11 @@ void apply_backwards(const Settings& settings, const Walk& walk, const Pass& pas
   parallel_for(settings, pass.bytes, [&](int part, int parts) {
     if (walk.kind == Walk::rows) {
       const Range mine = share(n.outer, part, parts);
-      const index_t most = std::max<index_t>(1, backwards_bytes / (n.channels * walk.item));
+      const index_t columns = walk.columns;
+      const index_t most = std::max<index_t>(1, backwards_bytes / (columns * walk.item));
       for (index_t end = mine.end, begin; end > mine.begin; end = begin) {
         begin = std::max(mine.begin, end - most);
-        pass.apply_columns(begin * n.channels, 0, end - begin, n.channels);
+        pass.apply_columns(begin * columns, 0, end - begin, columns);
       }
     } else {
       const Range mine = share(n.outer * n.channels, part, parts);
@@ -435,6 +513,103 @@ index_t hot_rows(index_t row_bytes) {
   return rows;
 }
 
+// The gradients of gamma and beta at every element of a sample.
+struct ParameterGradients {
+  Scratch gamma, beta;  // sums of chunks of samples; the first row becomes that of all
+
+  ParameterGradients(index_t chunks, index_t n) : gamma(chunks, n), beta(chunks, n) {}
+};
+
+// Every row's dx.
+ParameterGradients row_gradients(const Settings& settings, const LayerNorm& n, const void* dy,
+                                 void* dx) {
+  const Norm& kernels = settings.table->norm[size_t(n.dtype)];
+  const index_t item = size_of(n.dtype), columns = n.columns, parameters = n.groups * columns;
+  const index_t samples = n.rows / n.groups, bytes = n.rows * columns * item;
+  // Rows at a time: samples, where they are one row, else of a sample.
+  const index_t most = hot_rows(2 * columns * item), apart = n.groups > 1 ? columns : 0;
+  const index_t most_samples = n.groups > 1 ? 1 : most, most_groups = n.groups > 1 ? most : 1;
+  const Chunks chunks(samples, 16, 16, std::max<index_t>(1, most_chunks / n.groups));
+  ParameterGradients sums(chunks.count, parameters);
+  parallel_for(settings, 3 * bytes, [&](int part, int parts) {
+    const Range mine = share(chunks.count * n.groups, part, parts);
+    const Scratch floats(2, most_groups * columns), coefficients(6, most), totals(2, most);
+    for (index_t i = mine.begin, next; i < mine.end; i = next) {
+      const index_t k = i / n.groups, group = i % n.groups;
+      const index_t groups = std::min({most_groups, n.groups - group, mine.end - i});
+      next = i + groups;
+      const index_t width = groups * columns, offset = group * columns;
+      const void* const gamma = at(n.gamma, offset, item);
+      for (const Scratch* of : {&sums.gamma, &sums.beta}) {
+        std::fill_n((*of)[k] + offset, width, 0.0);
+      }
+      std::fill_n(floats[0], 2 * most_groups * columns, 0.0);
+      const Range chunk = chunks(k, samples);
+      for (index_t s = chunk.begin, end; s < chunk.end; s = end) {
+        end = std::min(s + most_samples, chunk.end);
+        const index_t r = s * n.groups + group, rows = (end - s) * groups;
+        kernels.forward_coefficients(rows, n.eps, n.mean + r, n.variance + r, nullptr, nullptr,
+                                     coefficients[0], coefficients[1], coefficients[2]);
+        const index_t first = r * columns;
+        const Backward b{at(dy, first, item),
+                         at(n.x, first, item),
+                         nullptr,
+                         at(dx, first, item),
+                         nullptr,
+                         coefficients[0],
+                         coefficients[1],
+                         coefficients[2],
+                         coefficients[3],
+                         coefficients[4],
+                         coefficients[5],
+                         false,
+                         streams(bytes)};
+        kernels.row_gradient_sums(b, gamma, apart, rows, columns, totals[0], totals[1]);
+        if (!n.centered) std::fill_n(totals[0], rows, 0.0);
+        kernels.backward_coefficients(rows, n.eps, double(columns), n.mean + r, n.variance + r,
+                                      nullptr, totals[0], totals[1], coefficients[0],
+                                      coefficients[3], coefficients[4], coefficients[5]);
+        kernels.row_gradient_apply(b, gamma, apart, rows, columns, floats[0], floats[1]);
+        if ((end - chunk.begin) % 64 == 0 || end == chunk.end) {
+          kernels.flush_sums(floats[0], width, sums.gamma[k] + offset);
+          kernels.flush_sums(floats[1], width, sums.beta[k] + offset);
+        }
+      }
+    }
+  });
+  parallel_for(settings, 16 * chunks.count * parameters, [&](int part, int parts) {
+    const Range mine = share(parameters, part, parts);
+    const index_t c = mine.begin, width = mine.end - mine.begin;
+    for (index_t k = 1; k < chunks.count; ++k) {
+      kernels.add_sums(width, sums.gamma[k] + c, sums.gamma[0] + c);
+      kernels.add_sums(width, sums.beta[k] + c, sums.beta[0] + c);
+    }
+  });
+  return sums;
+}
+
+// Groups of short runs as rows, with gamma and beta of every element.
+class GroupsAsRows {
+ public:
+  explicit GroupsAsRows(const GroupNorm& n)
+      : parameters_(2, n.groups * n.channels * n.inner), rows_{n, {}, {}, n.groups, true} {
+    rows_.rows = n.samples * n.groups;
+    rows_.columns = n.channels * n.inner;
+    const void** const given[] = {&rows_.gamma, &rows_.beta};
+    for (index_t i = 0; i < 2; ++i) {
+      if (*given[i] == nullptr) continue;
+      repeat(*given[i], n.groups * n.channels, n.inner, size_of(n.dtype), parameters_[i]);
+      *given[i] = parameters_[i];
+    }
+  }
+
+  const LayerNorm& operator*() const { return rows_; }
+
+ private:
+  Scratch parameters_;
+  LayerNorm rows_;
+};
+
 }  // namespace
 
 void batch_norm(const Settings& settings, const BatchNorm& n, const Running& running,
@@ -451,6 +626,7 @@ void batch_norm_backward(const Settings& settings, const BatchNorm& n, const voi
 }
 
 void group_norm(const Settings& settings, const GroupNorm& n, void* y) {
+  if (n.inner <= few_columns) return layer_norm(settings, *GroupsAsRows(n), y);
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = size_of(n.dtype), run = n.inner, group = n.channels * n.inner;
   const index_t bytes = n.samples * n.groups * group * item;
@@ -480,19 +656,27 @@ void group_norm_backward(const Settings& settings, const GroupNorm& n, const voi
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = size_of(n.dtype), run = n.inner, group = n.channels * n.inner;
   const index_t bytes = n.samples * n.groups * group * item, channels = n.groups * n.channels;
+  if (n.inner <= few_columns) {
+    const ParameterGradients sums = row_gradients(settings, *GroupsAsRows(n), dy, dx);
+    for (double* of : {sums.gamma[0], sums.beta[0]}) {
+      for (index_t c = 0; c < channels; ++c) {
+        of[c] = std::accumulate(of + c * run, of + (c + 1) * run, 0.0);
+      }
+    }
+    kernels.round_sums(channels, sums.gamma[0], dgamma);
+    kernels.round_sums(channels, sums.beta[0], dbeta);
+    return;
+  }
   const Scratch sums(n.samples, channels), products(n.samples, channels);
   parallel_for(settings, 3 * bytes, [&](int part, int parts) {
-    const Scratch coefficients(6, channels), statistics(2, channels);
+    const Scratch coefficients(6, channels), of_groups(3, n.groups);
     visit_groups(n, group * item, part, parts, [&](index_t g, index_t end) {
       const index_t c = g % n.groups * n.channels, count = (end - g) * n.channels;
       double* const sum = sums[g / n.groups] + c;
       double* const product = products[g / n.groups] + c;
-      for (index_t i = g; i < end; ++i) {
-        std::fill_n(statistics[0] + (i - g) * n.channels, n.channels, n.mean[i]);
-        std::fill_n(statistics[1] + (i - g) * n.channels, n.channels, n.variance[i]);
-      }
-      kernels.forward_coefficients(count, n.eps, statistics[0], statistics[1], nullptr, nullptr,
-                                   coefficients[0], coefficients[1], coefficients[2]);
+      kernels.forward_coefficients(end - g, n.eps, n.mean + g, n.variance + g, nullptr, nullptr,
+                                   of_groups[0], of_groups[1], of_groups[2]);
+      repeat(of_groups[0], end - g, n.channels, item, coefficients[0]);
       const Backward b{at(dy, g * group, item),
                        at(n.x, g * group, item),
                        nullptr,
@@ -530,20 +714,24 @@ void layer_norm(const Settings& settings, const LayerNorm& n, void* y) {
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = size_of(n.dtype), bytes = n.rows * n.columns * item;
   const index_t columns = n.columns, most = hot_rows(columns * item);
+  const index_t apart = n.groups > 1 ? columns : 0;
   parallel_for(settings, 2 * bytes, [&](int part, int parts) {
     const Range mine = share(n.rows, part, parts);
     double center[64], scale[64], shift[64];
-    for (index_t r = mine.begin; r < mine.end; r += most) {
-      const index_t rows = std::min(most, mine.end - r);
+    for (index_t r = mine.begin, end; r < mine.end; r = end) {
+      const index_t group = r % n.groups, offset = group * columns;
+      end = std::min(r + most, mine.end);
+      if (n.groups > 1) end = std::min(end, r - group + n.groups);
+      const index_t rows = end - r;
       const void* const x = at(n.x, r * columns, item);
       kernels.moments(x, {1, columns, columns}, rows, columns, n.centered, n.mean + r,
                       n.variance + r);
-      for (index_t i = r; i < r + rows; ++i) n.variance[i] /= double(columns);
+      for (index_t i = r; i < end; ++i) n.variance[i] /= double(columns);
       kernels.forward_coefficients(rows, n.eps, n.mean + r, n.variance + r, nullptr, nullptr,
                                    center, scale, shift);
       kernels.row_apply(
           {x, nullptr, at(y, r * columns, item), center, scale, shift, false, streams(bytes)},
-          n.gamma, n.beta, rows, columns);
+          at(n.gamma, offset, item), at(n.beta, offset, item), apart, rows, columns);
     }
   });
 }
@@ -551,59 +739,9 @@ void layer_norm(const Settings& settings, const LayerNorm& n, void* y) {
 void layer_norm_backward(const Settings& settings, const LayerNorm& n, const void* dy, void* dx,
                          void* dgamma, void* dbeta) {
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
-  const index_t item = size_of(n.dtype), bytes = n.rows * n.columns * item;
-  const index_t most = hot_rows(2 * n.columns * item);
-  const Chunks chunks(n.rows, 16, 16);
-  const Scratch gammas(chunks.count, n.columns), betas(chunks.count, n.columns);
-  parallel_for(settings, 3 * bytes, [&](int part, int parts) {
-    const Range mine = share(chunks.count, part, parts);
-    const Scratch floats(2, n.columns), coefficients(6, most), totals(2, most);
-    std::fill_n(floats[0], 2 * n.columns, 0.0);
-    for (index_t k = mine.begin; k < mine.end; ++k) {
-      const Range rows = chunks(k, n.rows);
-      std::fill_n(gammas[k], n.columns, 0.0);
-      std::fill_n(betas[k], n.columns, 0.0);
-      for (index_t r = rows.begin, end; r < rows.end; r = end) {
-        end = std::min(r + most, rows.end);
-        kernels.forward_coefficients(end - r, n.eps, n.mean + r, n.variance + r, nullptr, nullptr,
-                                     coefficients[0], coefficients[1], coefficients[2]);
-        const index_t first = r * n.columns;
-        const Backward b{at(dy, first, item),
-                         at(n.x, first, item),
-                         nullptr,
-                         at(dx, first, item),
-                         nullptr,
-                         coefficients[0],
-                         coefficients[1],
-                         coefficients[2],
-                         coefficients[3],
-                         coefficients[4],
-                         coefficients[5],
-                         false,
-                         streams(bytes)};
-        kernels.row_gradient_sums(b, n.gamma, end - r, n.columns, totals[0], totals[1]);
-        if (!n.centered) std::fill_n(totals[0], end - r, 0.0);
-        kernels.backward_coefficients(end - r, n.eps, double(n.columns), n.mean + r, n.variance + r,
-                                      nullptr, totals[0], totals[1], coefficients[0],
-                                      coefficients[3], coefficients[4], coefficients[5]);
-        kernels.row_gradient_apply(b, n.gamma, end - r, n.columns, floats[0], floats[1]);
-        if ((end - rows.begin) % 64 == 0 || end == rows.end) {
-          kernels.flush_sums(floats[0], n.columns, gammas[k]);
-          kernels.flush_sums(floats[1], n.columns, betas[k]);
-        }
-      }
-    }
-  });
-  parallel_for(settings, 16 * chunks.count * n.columns, [&](int part, int parts) {
-    const Range mine = share(n.columns, part, parts);
-    const index_t c = mine.begin, width = mine.end - mine.begin;
-    for (index_t k = 1; k < chunks.count; ++k) {
-      kernels.add_sums(width, gammas[k] + c, gammas[0] + c);
-      kernels.add_sums(width, betas[k] + c, betas[0] + c);
-    }
-    kernels.round_sums(width, gammas[0] + c, at(dgamma, c, item));
-    if (dbeta != nullptr) kernels.round_sums(width, betas[0] + c, at(dbeta, c, item));
-  });
+  const ParameterGradients sums = row_gradients(settings, n, dy, dx);
+  kernels.round_sums(n.columns, sums.gamma[0], dgamma);
+  if (dbeta != nullptr) kernels.round_sums(n.columns, sums.beta[0], dbeta);
 }
 
 }  // namespace fastopt

@@ -50,9 +50,10 @@ void group_norm(const Settings& settings, const GroupNorm& norm, void* y);
 void group_norm_backward(const Settings& settings, const GroupNorm& norm, const void* dy, void* dx,
                          void* dgamma, void* dbeta);
 
-// Statistics of each row, gamma and beta of each column; the mean is zero unless centered.
+// Statistics of each row, gamma and beta of each element of `groups` rows, after which they begin
+// anew; the mean is zero unless centered.
 struct LayerNorm : Normalization {
-  index_t rows, columns;
+  index_t rows, columns, groups;
   bool centered;
 };
 

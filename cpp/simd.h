@@ -42,6 +42,37 @@ void unrolled(F f) {
   unrolled(f, CountTo<n>{});
 }
 
+// V is a vector, or one T.
+template <class V, class T>
+V load(const T* from) {
+  V value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+// Streamed stores of vectors pass by the caches.
+template <bool stream, class V, class T>
+void store(T* to, V value) {
+  if constexpr (!stream || sizeof(V) == sizeof(T)) {
+    __builtin_memcpy(to, &value, sizeof value);
+  } else {
+#if defined(__clang__)
+    __builtin_nontemporal_store(value, reinterpret_cast<V*>(to));
+#elif defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) __builtin_ia32_movntps512(to, value);
+    if constexpr (sizeof(T) == 8) __builtin_ia32_movntpd512(to, value);
+#elif defined(__AVX__)
+    if constexpr (sizeof(T) == 4) __builtin_ia32_movntps256(to, value);
+    if constexpr (sizeof(T) == 8) __builtin_ia32_movntpd256(to, value);
+#elif defined(__SSE2__)
+    if constexpr (sizeof(T) == 4) __builtin_ia32_movntps(to, value);
+    if constexpr (sizeof(T) == 8) __builtin_ia32_movntpd(to, value);
+#else
+    __builtin_memcpy(to, &value, sizeof value);
+#endif
+  }
+}
+
 inline float sqrt(float x) {
   return __builtin_sqrtf(x);
 }

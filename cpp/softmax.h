@@ -48,18 +48,6 @@ template <class T>
 using Bits = Vector<typename Real<T>::Bits>;
 
 template <class T>
-Vector<T> load(const T* from) {
-  Vector<T> v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
-}
-
-template <class T>
-void store(T* to, Vector<T> v) {
-  __builtin_memcpy(to, &v, sizeof v);
-}
-
-template <class T>
 Vector<T> all(T x) {
   return Vector<T>{} + x;
 }
@@ -164,7 +152,7 @@ T row_maximum(const T* x, index_t n) {
   index_t i = 0;
   for (; i + Lanes<T>::count <= n; i += Lanes<T>::count) {
     for (index_t r = 0; r < Lanes<T>::vectors; ++r) {
-      largest.vector[r] = larger<T>(load(x + i + r * width), largest.vector[r]);
+      largest.vector[r] = larger<T>(load<Vector<T>>(x + i + r * width), largest.vector[r]);
     }
   }
   T result = -Real<T>::infinity;
@@ -200,13 +188,13 @@ RowSums<T> exp_row(const T* const (&rows)[inputs], T max, T* out, index_t n) {
     along(rows, out, begin, n - begin < block ? n : begin + block,
           [&](const T* const(&from)[inputs], T* to) {
             for (index_t r = 0; r < Lanes<T>::vectors; ++r) {
-              const Vector<T> x = load(from[0] + r * width) - max, y = exp<T>(x);
-              store<T>(to + r * width, y);
+              const Vector<T> x = load<Vector<T>>(from[0] + r * width) - max, y = exp<T>(x);
+              store<false>(to + r * width, y);
               sums.vector[r] += y;
               if constexpr (inputs > 1) {
-                Vector<T> q = load(from[1] + r * width);
+                Vector<T> q = load<Vector<T>>(from[1] + r * width);
                 if constexpr (inputs == 4) {
-                  q = q * load(from[2] + r * width) + load(from[3] + r * width);
+                  q = q * load<Vector<T>>(from[2] + r * width) + load<Vector<T>>(from[3] + r * width);
                   q_sums.vector[r] += q;
                 }
                 q_x_sums.vector[r] += unless_zero<T>(q, x);
@@ -218,65 +206,6 @@ RowSums<T> exp_row(const T* const (&rows)[inputs], T max, T* out, index_t n) {
     if constexpr (inputs > 1) q_x_sum += double(q_x_sums.sum());
   }
   return {T(sum), T(q_sum), T(q_x_sum)};
-}
-
-// Few columns are worked on with a vector across the rows instead of one along them.
-constexpr index_t few_columns = 32;
-
-template <class T>
-struct Tile {
-  static constexpr index_t rows = vector_bytes / index_t(sizeof(T));
-  Vector<T> column[few_columns];
-};
-
-template <class T, int... k>
-void zip(Vector<T>& low, Vector<T>& high, Vector<T> a, Vector<T> b, Indices<k...>) {
-  constexpr int width = sizeof...(k);
-#ifdef __clang__
-  low = __builtin_shufflevector(a, b, (k / 2 + k % 2 * width)...);
-  high = __builtin_shufflevector(a, b, (width / 2 + k / 2 + k % 2 * width)...);
-#else
-  low = __builtin_shuffle(a, b, Bits<T>{(k / 2 + k % 2 * width)...});
-  high = __builtin_shuffle(a, b, Bits<T>{(width / 2 + k / 2 + k % 2 * width)...});
-#endif
-}
-
-// A square of numbers: after log2(width) rounds of the perfect shuffle it is transposed.
-template <class T>
-void transpose(Vector<T>* v) {
-  constexpr int width = vector_bytes / int(sizeof(T));
-  for (int round = 1; round < width; round *= 2) {
-    Vector<T> zipped[width];
-    for (int i = 0; i < width / 2; ++i) {
-      zip<T>(zipped[2 * i], zipped[2 * i + 1], v[i], v[i + width / 2], CountTo<width>{});
-    }
-    for (int i = 0; i < width; ++i) v[i] = zipped[i];
-  }
-}
-
-template <class T>
-void load_columns(const T* from, index_t rows, index_t columns, Tile<T>& tile) {
-  constexpr index_t width = Tile<T>::rows;
-  T padded[width * few_columns + width];
-  __builtin_memcpy(padded, from, sizeof(T) * static_cast<__SIZE_TYPE__>(rows * columns));
-  for (index_t i = rows * columns; i < width * columns + width; ++i) padded[i] = 0;
-  for (index_t c = 0; c < columns; c += width) {
-    for (index_t r = 0; r < width; ++r) tile.column[c + r] = load(padded + r * columns + c);
-    transpose<T>(tile.column + c);
-  }
-}
-
-template <class T>
-void store_columns(Tile<T>& tile, T* to, index_t rows, index_t columns) {
-  constexpr index_t width = Tile<T>::rows;
-  T padded[width * few_columns + width];
-  for (index_t c = 0; c < columns; c += width) transpose<T>(tile.column + c);
-  for (index_t r = 0; r < rows; ++r) {  // a row's padding is under the next row
-    for (index_t c = 0; c < columns; c += width) {
-      store<T>(padded + r * columns + c, tile.column[c + r]);
-    }
-  }
-  __builtin_memcpy(to, padded, sizeof(T) * static_cast<__SIZE_TYPE__>(rows * columns));
 }
 
 template <class T>
@@ -295,7 +224,7 @@ void softmax(const void* x_data, void* y_data, index_t rows, index_t columns) {
     for (index_t row = 0; row < rows; row += width) {
       const index_t count = rows - row < width ? rows - row : width;
       Tile<T> tile;
-      load_columns(x + row * columns, count, columns, tile);
+      load_columns(x + row * columns, rows - row, columns, tile);
       const Vector<T> max = column_maximum(tile, columns);
       Vector<T> sum{};
       for (index_t c = 0; c < columns; ++c) {
@@ -346,9 +275,9 @@ void cross_entropy_few(const CrossEntropy& task, index_t begin, index_t end) {
     const T* const x = static_cast<const T*>(task.logits) + row * columns;
     T* const gradient = static_cast<T*>(task.gradient) + row * columns;
     Tile<T> tile, q_tile;
-    load_columns(x, count, columns, tile);
+    load_columns(x, end - row, columns, tile);
     if constexpr (target == probabilities) {
-      load_columns(static_cast<const T*>(task.probabilities) + row * columns, count, columns,
+      load_columns(static_cast<const T*>(task.probabilities) + row * columns, end - row, columns,
                    q_tile);
     }
     const Vector<T> max = column_maximum(tile, columns);
@@ -468,7 +397,7 @@ void elementwise(const void* x_data, void* y_data, index_t n) {
   const T* const from[] = {x};
   along(from, y, 0, n, [](const T* const(&in)[1], T* out) {
     for (index_t r = 0; r < Lanes<T>::vectors; ++r) {
-      store<T>(out + r * Lanes<T>::width, function(load(in[0] + r * Lanes<T>::width)));
+      store<false>(out + r * Lanes<T>::width, function(load<Vector<T>>(in[0] + r * Lanes<T>::width)));
     }
   });
 }

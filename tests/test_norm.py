@@ -20,11 +20,12 @@ F32, F64 = np.float32, np.float64
 # Largest error in units of the largest element.
 TOLERANCE = {F32: 2e-6, F64: 2e-14}
 
-# One for every walk and tail: columns in slices and in rows, slabs, planes in chunks.
+# One for every walk and tail: columns in slices and in rows, short runs likewise, slabs, planes in
+# chunks.
 SHAPES = [
     (4, 3), (7, 17), (130, 70), (300, 260), (5000, 301),
-    (3, 5, 1), (4, 3, 7), (2, 6, 33), (2, 5, 31, 2), (8, 6, 7, 7), (2, 3, 2, 3, 4), (3, 6, 1100),
-    (9, 3, 290, 270),
+    (3, 5, 1), (4, 3, 7), (2, 3, 2, 3, 4), (60, 50, 2, 2), (9, 6, 32), (4100, 37, 7),
+    (2, 6, 33), (2, 5, 31, 2), (8, 6, 7, 7), (3, 6, 1100), (9, 3, 290, 270),
 ]  # fmt: skip
 
 
@@ -107,7 +108,11 @@ def test_batch_norm_is_the_reference(isa: str, shape: tuple[int, ...], dtype: An
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("shape", [(40, 8), (8, 6, 1), (3, 6, 5, 7), (2, 6, 300, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(40, 8), (8, 6, 1), (40, 70, 3, 3), (300, 8, 4), (3, 6, 5, 7), (2, 6, 300, 5)],
+    ids=str,
+)
 def test_other_norms_are_the_reference(isa: str, shape: tuple[int, ...], dtype: Any) -> None:
     p = Problem(shape, dtype)
     x, dy, gamma, beta = (p.double(name) for name in ("x", "dy", "gamma", "beta"))
@@ -229,7 +234,7 @@ def test_bits_do_not_depend_on_alignment() -> None:
         assert list(everything(p)) == expected
 
 
-@pytest.mark.parametrize("shape", [(14000, 301), (2_100_000, 2), (4200, 1001)], ids=str)
+@pytest.mark.parametrize("shape", [(14000, 301), (2_100_000, 2), (4200, 1001), (14000, 43, 7)], ids=str)
 def test_large_outputs_have_the_bits_of_small_ones(isa: str, shape: tuple[int, ...]) -> None:
     """Stores that pass by the caches write the same, whatever the rows' length and alignment."""
     p = Problem(shape, F32)
@@ -343,7 +348,9 @@ def test_batch_renorm_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(10**6, 3), (100, 3, 10**4), (1, 3, 10**6), (20000, 3, 49)], ids=str
+    "shape",
+    [(10**6, 3), (100, 3, 10**4), (1, 3, 10**6), (20000, 3, 49), (60000, 3, 16)],
+    ids=str,
 )
 def test_statistics_of_a_million_values_far_from_zero(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).normal(1e4, 1, shape).astype(F32)
@@ -352,6 +359,18 @@ def test_statistics_of_a_million_values_far_from_zero(shape: tuple[int, ...]) ->
     assert np.abs(saved.statistics[0] / mean - 1).max() <= 1e-9
     assert np.abs(saved.statistics[1] / var - 1).max() <= 2e-7
     assert np.abs(y - expected).max() <= 1e-6
+
+
+@pytest.mark.parametrize("columns", [2, 15, 16, 31, 32, 33, 49, 1000])
+def test_statistics_of_rows_far_from_zero(columns: int) -> None:
+    x = np.random.default_rng(columns).normal(1e4, 1, (1000, columns)).astype(F32)
+    wide = x.astype(F64)
+    mean, var = fastopt.layer_norm(x, columns)[1].statistics
+    assert np.abs(mean / wide.mean(1) - 1).max() <= 1e-9
+    assert np.abs(var - wide.var(1)).max() <= 2e-7 * wide.var(1).max()
+    _, mean_square = fastopt.rms_norm(x, columns)[1].statistics
+    # All squares are of one size here: each addition of the short sums rounds by up to 6e-8.
+    assert np.abs(mean_square / (wide**2).mean(1) - 1).max() <= 5e-7
 
 
 def test_channels_around_zero_are_not_centered(isa: str) -> None:
@@ -372,7 +391,7 @@ def test_an_outlier_at_the_start_does_not_spoil_the_variance() -> None:
         assert np.abs(saved.statistics[1] / var - 1).max() <= 2e-6
 
 
-@pytest.mark.parametrize("shape", [(64, 6), (5000, 300), (8, 6, 40)], ids=str)
+@pytest.mark.parametrize("shape", [(64, 6), (5000, 300), (8, 6, 9), (8, 6, 40)], ids=str)
 @pytest.mark.parametrize("scale", [1e30, 1e-18, 1e-40])
 def test_huge_and_tiny_values(shape: tuple[int, ...], scale: float) -> None:
     x = np.random.default_rng(0).normal(0, 1, shape).astype(F32)
@@ -404,8 +423,32 @@ def test_what_is_not_finite_stays_in_its_channel(shape: tuple[int, ...], bad: fl
     assert np.isnan(rectified[:, 2]).all()
 
 
+@pytest.mark.parametrize("columns", [7, 32, 40])
+def test_huge_rows_and_rows_that_are_not_finite(columns: int) -> None:
+    p = Problem((50, columns), F32)
+    for function, backward in (
+        (fastopt.layer_norm, fastopt.layer_norm_backward),
+        (fastopt.rms_norm, fastopt.rms_norm_backward),
+    ):
+        x = p.x.copy()
+        clean, saved = function(x, columns)
+        clean_dx = backward(p.dy, saved)[0]
+        x[3] *= F32(1e30)
+        x[20, 5] = np.nan
+        x[49, 0] = np.inf
+        y, saved = function(x, columns)
+        dx = backward(p.dy, saved)[0]
+        assert clean_dx is not None and dx is not None
+        np.testing.assert_allclose(y[3], clean[3], rtol=2e-5, atol=1e-5)
+        assert np.abs(dx[3]).max() < 1e-25
+        assert np.isnan(y[[20, 49]]).any(1).all()
+        others = ~np.isin(np.arange(50), [3, 20, 49])
+        assert y[others].tobytes() == clean[others].tobytes()
+        assert dx[others].tobytes() == clean_dx[others].tobytes()
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e4 / 3, -7e8])
-@pytest.mark.parametrize("shape", [(1000, 3), (6000, 200), (40, 3, 70)], ids=str)
+@pytest.mark.parametrize("shape", [(1000, 3), (6000, 200), (40, 3, 70), (40, 3, 16)], ids=str)
 def test_constant_channels(shape: tuple[int, ...], value: float) -> None:
     x = np.full(shape, value, F32)
     beta = np.arange(shape[1], dtype=F32)
