@@ -176,7 +176,8 @@ def rows() -> Iterator[Row]:
             yield batch_norm_row(shape, direction, against_torch(at_least_out), out=True)
         for shape in ((256, 1024), (128, 512), (64, 256), (32, 64)):
             yield batch_norm_row(shape, direction, against_torch(1.25))
-        yield batch_norm_row((32, 512, 7, 7), direction, against_torch(1.15))
+        for shape in ((32, 512, 7, 7), (128, 512, 4, 4)):
+            yield batch_norm_row(shape, direction, against_torch(1.15))
         yield batch_norm_row((64, 56, 56, 256), direction, against_torch(last), axis=-1)
         yield batch_norm_row((32, 56, 56, 64), direction, against_torch(1.0), axis=-1)
         yield relu_row((64, 256, 56, 56), direction)
@@ -186,6 +187,11 @@ def rows() -> Iterator[Row]:
             yield other_row(kind, (16384, 1024), direction, 1.5)
             yield other_row(kind, (1024, 768), direction, 1.0)
             yield other_row(kind, (64, 256), direction, 1.0)
-        for shape, at_least in (((32, 256, 56, 56), 1.5), ((32, 512, 7, 7), 1.0)):
+        yield other_row("layer_norm", (16384, 16), direction, 1.0)
+        for shape, at_least in (
+            ((32, 256, 56, 56), 1.5),
+            ((32, 512, 7, 7), 1.0),
+            ((128, 512, 4, 4), 1.0),
+        ):
             yield other_row("group_norm", shape, direction, at_least, num_groups=32)
             yield other_row("instance_norm", shape, direction, at_least)

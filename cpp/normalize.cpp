@@ -528,48 +528,54 @@ ParameterGradients row_gradients(const Settings& settings, const LayerNorm& n, c
   const index_t samples = n.rows / n.groups, bytes = n.rows * columns * item;
   // Rows at a time: samples, where they are one row, else of a sample.
   const index_t most = hot_rows(2 * columns * item), apart = n.groups > 1 ? columns : 0;
-  const index_t most_samples = n.groups > 1 ? 1 : most, most_groups = n.groups > 1 ? most : 1;
+  const index_t most_samples = n.groups > 1 ? 1 : most;
+  // The groups whose sums in T stay in the cache while the samples pass by.
+  const index_t most_groups = std::max<index_t>(1, slice_bytes / (3 * columns * item));
   const Chunks chunks(samples, 16, 16, std::max<index_t>(1, most_chunks / n.groups));
   ParameterGradients sums(chunks.count, parameters);
   parallel_for(settings, 3 * bytes, [&](int part, int parts) {
     const Range mine = share(chunks.count * n.groups, part, parts);
-    const Scratch floats(2, most_groups * columns), coefficients(6, most), totals(2, most);
+    const index_t widest = std::min(most_groups, n.groups) * columns;
+    const Scratch floats(2, widest), coefficients(6, most), totals(2, most);
     for (index_t i = mine.begin, next; i < mine.end; i = next) {
       const index_t k = i / n.groups, group = i % n.groups;
-      const index_t groups = std::min({most_groups, n.groups - group, mine.end - i});
-      next = i + groups;
-      const index_t width = groups * columns, offset = group * columns;
-      const void* const gamma = at(n.gamma, offset, item);
-      for (const Scratch* of : {&sums.gamma, &sums.beta}) {
-        std::fill_n((*of)[k] + offset, width, 0.0);
-      }
-      std::fill_n(floats[0], 2 * most_groups * columns, 0.0);
+      const index_t last = std::min({group + most_groups, n.groups, group + mine.end - i});
+      next = i + last - group;
+      const index_t width = (last - group) * columns, offset = group * columns;
+      std::fill_n(sums.gamma[k] + offset, width, 0.0);
+      std::fill_n(sums.beta[k] + offset, width, 0.0);
+      std::fill_n(floats[0], 2 * widest, 0.0);
       const Range chunk = chunks(k, samples);
       for (index_t s = chunk.begin, end; s < chunk.end; s = end) {
         end = std::min(s + most_samples, chunk.end);
-        const index_t r = s * n.groups + group, rows = (end - s) * groups;
-        kernels.forward_coefficients(rows, n.eps, n.mean + r, n.variance + r, nullptr, nullptr,
-                                     coefficients[0], coefficients[1], coefficients[2]);
-        const index_t first = r * columns;
-        const Backward b{at(dy, first, item),
-                         at(n.x, first, item),
-                         nullptr,
-                         at(dx, first, item),
-                         nullptr,
-                         coefficients[0],
-                         coefficients[1],
-                         coefficients[2],
-                         coefficients[3],
-                         coefficients[4],
-                         coefficients[5],
-                         false,
-                         streams(bytes)};
-        kernels.row_gradient_sums(b, gamma, apart, rows, columns, totals[0], totals[1]);
-        if (!n.centered) std::fill_n(totals[0], rows, 0.0);
-        kernels.backward_coefficients(rows, n.eps, double(columns), n.mean + r, n.variance + r,
-                                      nullptr, totals[0], totals[1], coefficients[0],
-                                      coefficients[3], coefficients[4], coefficients[5]);
-        kernels.row_gradient_apply(b, gamma, apart, rows, columns, floats[0], floats[1]);
+        for (index_t g = group, g_end; g < last; g = g_end) {
+          g_end = std::min(g + (n.groups > 1 ? most : 1), last);
+          const index_t r = s * n.groups + g, rows = (end - s) * (g_end - g), first = r * columns;
+          const void* const gamma = at(n.gamma, g * columns, item);
+          kernels.forward_coefficients(rows, n.eps, n.mean + r, n.variance + r, nullptr, nullptr,
+                                       coefficients[0], coefficients[1], coefficients[2]);
+          const Backward b{at(dy, first, item),
+                           at(n.x, first, item),
+                           nullptr,
+                           at(dx, first, item),
+                           nullptr,
+                           coefficients[0],
+                           coefficients[1],
+                           coefficients[2],
+                           coefficients[3],
+                           coefficients[4],
+                           coefficients[5],
+                           false,
+                           streams(bytes)};
+          kernels.row_gradient_sums(b, gamma, apart, rows, columns, totals[0], totals[1]);
+          if (!n.centered) std::fill_n(totals[0], rows, 0.0);
+          kernels.backward_coefficients(rows, n.eps, double(columns), n.mean + r, n.variance + r,
+                                        nullptr, totals[0], totals[1], coefficients[0],
+                                        coefficients[3], coefficients[4], coefficients[5]);
+          const index_t in_sums = (g - group) * columns;
+          kernels.row_gradient_apply(b, gamma, apart, rows, columns, at(floats[0], in_sums, item),
+                                     at(floats[1], in_sums, item));
+        }
         if ((end - chunk.begin) % 64 == 0 || end == chunk.end) {
           kernels.flush_sums(floats[0], width, sums.gamma[k] + offset);
           kernels.flush_sums(floats[1], width, sums.beta[k] + offset);
