@@ -228,9 +228,8 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
       Sums<T> sum;
       for (index_t run = 0; run < first; ++run) {
         const T* const from = x + begin + run * runs.stride;
-        each_lane<T>(tail, [&](auto r, auto read, auto keep, auto) {
-          sum.part[r] += keep(read(from));
-        });
+        each_lane<T>(tail,
+                     [&](auto r, auto read, auto keep, auto) { sum.part[r] += keep(read(from)); });
       }
       center = T(sum.total() / double(first * n));
     }
@@ -393,12 +392,11 @@ void with_flags(Call call, bool flag, More... more) {
 
 // --- statistics along rows ---
 
-// The runs from the last to the first: the last ones read are still in the cache.
 template <class T>
 void apply(const Forward& f, Runs runs, index_t coefficient_stride) {
   with_flags(
       [&](auto relu, auto with_residual, auto stream) {
-        for (index_t run = runs.count; run-- > 0;) {
+        for (index_t run = 0; run < runs.count; ++run) {
           const index_t at = run * runs.stride, c = run * coefficient_stride;
           const T* const x = static_cast<const T*>(f.x) + at;
           const T* const residual = with_residual ? static_cast<const T*>(f.residual) + at : x;
@@ -476,7 +474,7 @@ template <class T>
 void gradient_apply(const Backward& b, Runs runs, index_t coefficient_stride) {
   with_flags(
       [&](auto relu, auto from_y, auto with_residual, auto stream) {
-        for (index_t run = runs.count; run-- > 0;) {
+        for (index_t run = 0; run < runs.count; ++run) {
           const index_t at = run * runs.stride, c = run * coefficient_stride;
           const T* const dy = static_cast<const T*>(b.dy) + at;
           const T* const x = static_cast<const T*>(b.x) + at;

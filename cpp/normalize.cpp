@@ -379,11 +379,13 @@ struct BackwardPass {
   }
 };
 
-// All passes over a few channels one after the other, while their elements are in the cache.
+// All passes over a few channels one after the other, while their elements are in the cache; the
+// second from the last run to the first.
 template <class Pass>
 void visit_slabs(const Settings& settings, const Pass& pass) {
   const BatchNorm& n = pass.n;
-  const Runs runs{n.outer, n.channels * n.inner, n.inner};
+  const index_t stride = n.channels * n.inner, last = (n.outer - 1) * stride;
+  const Runs runs{n.outer, stride, n.inner}, backwards{n.outer, -stride, n.inner};
   const index_t most = std::max<index_t>(1, hot_bytes / (n.outer * n.inner * pass.item));
   parallel_for(settings, pass.bytes, [&](int part, int parts) {
     const Range mine = share(n.channels, part, parts);
@@ -394,7 +396,9 @@ void visit_slabs(const Settings& settings, const Pass& pass) {
         pass.reduce(c * n.inner, c, runs, pass.first + c, pass.second + c);
       }
       pass.finish(first, end);
-      for (index_t c = first; pass.applies && c < end; ++c) pass.apply(c * n.inner, c, runs);
+      for (index_t c = first; pass.applies && c < end; ++c) {
+        pass.apply(c * n.inner + last, c, backwards);
+      }
     }
   });
 }

@@ -194,7 +194,8 @@ RowSums<T> exp_row(const T* const (&rows)[inputs], T max, T* out, index_t n) {
               if constexpr (inputs > 1) {
                 Vector<T> q = load<Vector<T>>(from[1] + r * width);
                 if constexpr (inputs == 4) {
-                  q = q * load<Vector<T>>(from[2] + r * width) + load<Vector<T>>(from[3] + r * width);
+                  q = q * load<Vector<T>>(from[2] + r * width) +
+                      load<Vector<T>>(from[3] + r * width);
                   q_sums.vector[r] += q;
                 }
                 q_x_sums.vector[r] += unless_zero<T>(q, x);
@@ -397,7 +398,8 @@ void elementwise(const void* x_data, void* y_data, index_t n) {
   const T* const from[] = {x};
   along(from, y, 0, n, [](const T* const(&in)[1], T* out) {
     for (index_t r = 0; r < Lanes<T>::vectors; ++r) {
-      store<false>(out + r * Lanes<T>::width, function(load<Vector<T>>(in[0] + r * Lanes<T>::width)));
+      store<false>(out + r * Lanes<T>::width,
+                   function(load<Vector<T>>(in[0] + r * Lanes<T>::width)));
     }
   });
 }
