@@ -99,13 +99,13 @@ struct Walk {
       : kind(slabs),
         item(size_of(n.dtype)),
         bytes(n.outer * n.channels * n.inner * item),
-        width(n.inner <= few_columns ? std::max<index_t>(1, n.inner) : 1),
+        width(n.inner > few_columns ? 1 : std::max<index_t>(1, n.inner)),
         columns(n.channels * width),
-        chunks(n.outer, width < n.inner ? std::max<index_t>(1, (1 << 16) / n.inner) : 512,
-               width < n.inner ? 1 : 64),
+        chunks(n.inner > few_columns ? Chunks(n.outer, std::max<index_t>(1, (1 << 16) / n.inner), 1)
+                                     : Chunks(n.outer, 512, 64)),
         slice(n.channels) {
     const index_t line = slice_line_bytes / item;
-    if (width < n.inner) {
+    if (n.inner > few_columns) {
       const bool hot = n.outer * n.inner * item <= slab_bytes && n.channels > 4;
       kind = hot || chunks.count == 1 ? slabs : planes;
     } else if (n.outer < sliced_below_rows || bytes <= sliced_up_to_bytes) {
@@ -517,6 +517,23 @@ index_t hot_rows(index_t row_bytes) {
   return rows;
 }
 
+Backward backward_of(const void* dy, const void* x, void* dx, const Scratch& coefficients,
+                     bool stream) {
+  return {dy,
+          x,
+          nullptr,
+          dx,
+          nullptr,
+          coefficients[0],
+          coefficients[1],
+          coefficients[2],
+          coefficients[3],
+          coefficients[4],
+          coefficients[5],
+          false,
+          stream};
+}
+
 // The gradients of gamma and beta at every element of a sample.
 struct ParameterGradients {
   Scratch gamma, beta;  // sums of chunks of samples; the first row becomes that of all
@@ -524,7 +541,7 @@ struct ParameterGradients {
   ParameterGradients(index_t chunks, index_t n) : gamma(chunks, n), beta(chunks, n) {}
 };
 
-// Every row's dx.
+// Writes every row's dx.
 ParameterGradients row_gradients(const Settings& settings, const LayerNorm& n, const void* dy,
                                  void* dx) {
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
@@ -541,6 +558,7 @@ ParameterGradients row_gradients(const Settings& settings, const LayerNorm& n, c
     const Range mine = share(chunks.count * n.groups, part, parts);
     const index_t widest = std::min(most_groups, n.groups) * columns;
     const Scratch floats(2, widest), coefficients(6, most), totals(2, most);
+    std::fill_n(floats[0], 2 * widest, 0.0);
     for (index_t i = mine.begin, next; i < mine.end; i = next) {
       const index_t k = i / n.groups, group = i % n.groups;
       const index_t last = std::min({group + most_groups, n.groups, group + mine.end - i});
@@ -548,7 +566,6 @@ ParameterGradients row_gradients(const Settings& settings, const LayerNorm& n, c
       const index_t width = (last - group) * columns, offset = group * columns;
       std::fill_n(sums.gamma[k] + offset, width, 0.0);
       std::fill_n(sums.beta[k] + offset, width, 0.0);
-      std::fill_n(floats[0], 2 * widest, 0.0);
       const Range chunk = chunks(k, samples);
       for (index_t s = chunk.begin, end; s < chunk.end; s = end) {
         end = std::min(s + most_samples, chunk.end);
@@ -558,19 +575,8 @@ ParameterGradients row_gradients(const Settings& settings, const LayerNorm& n, c
           const void* const gamma = at(n.gamma, g * columns, item);
           kernels.forward_coefficients(rows, n.eps, n.mean + r, n.variance + r, nullptr, nullptr,
                                        coefficients[0], coefficients[1], coefficients[2]);
-          const Backward b{at(dy, first, item),
-                           at(n.x, first, item),
-                           nullptr,
-                           at(dx, first, item),
-                           nullptr,
-                           coefficients[0],
-                           coefficients[1],
-                           coefficients[2],
-                           coefficients[3],
-                           coefficients[4],
-                           coefficients[5],
-                           false,
-                           streams(bytes)};
+          const Backward b = backward_of(at(dy, first, item), at(n.x, first, item),
+                                         at(dx, first, item), coefficients, streams(bytes));
           kernels.row_gradient_sums(b, gamma, apart, rows, columns, totals[0], totals[1]);
           if (!n.centered) std::fill_n(totals[0], rows, 0.0);
           kernels.backward_coefficients(rows, n.eps, double(columns), n.mean + r, n.variance + r,
@@ -687,19 +693,9 @@ void group_norm_backward(const Settings& settings, const GroupNorm& n, const voi
       kernels.forward_coefficients(end - g, n.eps, n.mean + g, n.variance + g, nullptr, nullptr,
                                    of_groups[0], of_groups[1], of_groups[2]);
       repeat(of_groups[0], end - g, n.channels, item, coefficients[0]);
-      const Backward b{at(dy, g * group, item),
-                       at(n.x, g * group, item),
-                       nullptr,
-                       at(dx, g * group, item),
-                       nullptr,
-                       coefficients[0],
-                       coefficients[1],
-                       coefficients[2],
-                       coefficients[3],
-                       coefficients[4],
-                       coefficients[5],
-                       false,
-                       streams(bytes)};
+      const index_t first = g * group;
+      const Backward b = backward_of(at(dy, first, item), at(n.x, first, item), at(dx, first, item),
+                                     coefficients, streams(bytes));
       kernels.gradient_sums(b, {1, run, run}, count, run, sum, product);
       kernels.group_coefficients(end - g, n.channels, n.eps, double(group), n.mean + g,
                                  n.variance + g, at(n.gamma, c, item), sum, product,

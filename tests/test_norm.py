@@ -234,9 +234,11 @@ def test_bits_do_not_depend_on_alignment() -> None:
         assert list(everything(p)) == expected
 
 
-@pytest.mark.parametrize("shape", [(14000, 301), (2_100_000, 2), (4200, 1001), (14000, 43, 7)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(14000, 301), (2_100_000, 2), (4200, 1001), (14000, 43, 7)], ids=str
+)
 def test_large_outputs_have_the_bits_of_small_ones(isa: str, shape: tuple[int, ...]) -> None:
-    """Stores that pass by the caches write the same, whatever the rows' length and alignment."""
+    """Stores that pass by the caches write the same, whatever the length and alignment of rows."""
     p = Problem(shape, F32)
     out = np.empty(p.x.size + 1, F32)[1:].reshape(shape)
 

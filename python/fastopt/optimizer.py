@@ -88,20 +88,34 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-# Large arrays of a power of two in size would lie a power of two apart, and then share the banks of
-# the memory: a step over 16 M elements took 1.25 times as long. Room behind each keeps them off.
+_LINE_BYTES = 64
+
+# Memory of a power of two in size would lie a power of two apart, and then share the banks of the
+# memory: a step over 16 M elements took 1.25 times as long. Room behind large ones keeps them off.
 _PADDED_FROM_BYTES = 1 << 24
 _PADDING_BYTES = 1 << 22
 
 
-def _new_state(array: NDArray[Any], value: float) -> NDArray[Any]:
-    """A state of this value, in the shape, dtype and memory order of its parameter."""
-    state = np.empty_like(array, subok=False)
-    if state.nbytes >= _PADDED_FROM_BYTES:
-        room = np.empty(state.size + _PADDING_BYTES // state.itemsize, state.dtype)
-        state = np.ndarray(state.shape, state.dtype, room, strides=state.strides)
-    state[...] = value
-    return state
+def _new_states(arrays: Sequence[NDArray[Any]], value: float) -> list[NDArray[Any]]:
+    """
+    One state of this value for each parameter, in its shape, dtype and memory order.
+
+    They lie one after the other: a step finds them in few large pages, and walks on from one to
+    the next without a break. With 1000 arrays of 4096 elements that saves an eighth of its time.
+    """
+    size = sum(array.nbytes + _LINE_BYTES for array in arrays)
+    memory = np.empty(size + (_PADDING_BYTES if size >= _PADDED_FROM_BYTES else 0), np.uint8)
+    states, place = [], 0
+    for array in arrays:
+        # At the same place of a cache line as the parameter, so that stores straddle no lines.
+        place += (array.ctypes.data - memory.ctypes.data - place) % _LINE_BYTES
+        bytes_apart = np.empty_like(array, np.uint8, subok=False).strides
+        strides = [step * array.itemsize for step in bytes_apart]
+        state: NDArray[Any] = np.ndarray(array.shape, array.dtype, memory, place, strides)
+        state[...] = value
+        states.append(state)
+        place += array.nbytes
+    return states
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -549,19 +563,18 @@ class Optimizer:
         """Gives a group these hyper-parameters; states go by name, and new ones are filled."""
         assert self._plan is not None
         rule = self._rule(options)
-        states = {}
+        states: dict[int, dict[str, NDArray[Any]]] = {}
         if rule != group._rule:
-            for i, (array, owner) in enumerate(
-                zip(self._plan.params, self._plan.groups, strict=True)
-            ):
-                if owner == group._index:
-                    old = self._states[i]
-                    states[i] = {
-                        name: old[name]
-                        if name in old
-                        else _new_state(array, self._initial(name, options))
-                        for name in _RULES[rule][0]
-                    }
+            owners = enumerate(self._plan.groups)
+            states = {i: {} for i, owner in owners if owner == group._index}
+            for name in _RULES[rule][0]:
+                known = {i: self._states[i][name] for i in states if name in self._states[i]}
+                if not known:
+                    params = self._plan.params
+                    made = _new_states([params[i] for i in states], self._initial(name, options))
+                    known = dict(zip(states, made, strict=True))
+                for i, state in states.items():
+                    state[name] = known[i]
         # Nothing is changed before this point: memory for the states may have run out.
         self._plan.set_constants(group._index, rule, self._constants(options))
         for i, state in states.items():
