@@ -4,8 +4,8 @@ BIN = $(VENV)/bin
 SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*)
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch test-isas test-qemu test-exhaustive test-sanitized demo docs pictures \
-	bench bench-compare count-instructions lint wheel clean
+.PHONY: test test-torch test-isas test-qemu test-aarch64 test-exhaustive test-sanitized demo docs \
+	pictures bench bench-compare count-instructions lint wheel clean
 
 # An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
 # it, so that a rebuild compiles only what changed. SETTINGS are more options of the build.
@@ -36,6 +36,18 @@ test-qemu: $(VENV)/.installed
 	qemu-x86_64 -cpu Nehalem $(BIN)/python tests/test_smoke.py baseline
 	qemu-x86_64 -cpu max $(BIN)/python tests/test_smoke.py avx2
 	$(BIN)/python tests/test_smoke.py
+
+# The kernels for aarch64, emulated, have the bits of those for this processor.
+KERNELS = $(addprefix cpp/,kernels.cpp dispatch.cpp parallel.cpp step.cpp normalize.cpp losses.cpp)
+KERNEL_FLAGS = -std=c++20 -O3 -fopenmp-simd -ffp-contract=off -fno-math-errno -fno-trapping-math
+test-aarch64:
+	mkdir -p build/bits
+	$(CXX) $(KERNEL_FLAGS) -DFASTOPT_ISA=baseline '-DFASTOPT_ISAS=X(baseline)' \
+		tests/kernel_bits.cpp $(KERNELS) -o build/bits/here
+	aarch64-linux-gnu-g++ -static $(KERNEL_FLAGS) -DFASTOPT_ISA=neon '-DFASTOPT_ISAS=X(neon)' \
+		tests/kernel_bits.cpp $(KERNELS) -o build/bits/aarch64
+	build/bits/here > build/bits/expected
+	qemu-aarch64 build/bits/aarch64 | diff build/bits/expected -
 
 # The kernels' float32 exp and log on every input: minutes.
 test-exhaustive: $(VENV)/.installed
@@ -85,7 +97,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror cpp/*.h cpp/*.cpp bench/*.cpp
+	$(BIN)/clang-format --dry-run --Werror cpp/*.h cpp/*.cpp bench/*.cpp tests/*.cpp
 
 # With its OpenMP runtime inside, so that it runs where no compiler is installed.
 wheel: $(VENV)/.installed

@@ -1,0 +1,203 @@
+// Prints a hash of what every kernel makes of the same numbers. Built for two processors and run on
+// both, it must print the same: `make test-aarch64` does that where Python itself cannot run.
+#include <cstdio>
+#include <cstring>
+#include <initializer_list>
+#include <string_view>
+#include <vector>
+
+#include "../cpp/dispatch.h"
+#include "../cpp/losses.h"
+#include "../cpp/normalize.h"
+#include "../cpp/step.h"
+
+namespace {
+
+using namespace fastopt;
+
+const Settings settings{built_tables().front(), 1, false};
+
+// From -2 to 2, exact in both dtypes.
+template <class T>
+std::vector<T> numbers(index_t n, unsigned seed) {
+  std::vector<T> values;
+  unsigned state = 2654435761u * (seed + 1);
+  for (index_t i = 0; i < n; ++i) {
+    state = state * 1664525u + 1013904223u;
+    values.push_back(T(int(state >> 9) - (1 << 22)) / T(1 << 21));
+  }
+  return values;
+}
+
+template <class T>
+std::vector<T> positive(index_t n, unsigned seed) {
+  std::vector<T> values = numbers<T>(n, seed);
+  for (T& value : values) value = value * value + T(0.25);
+  return values;
+}
+
+class Hash {
+ public:
+  Hash(const char* what, Dtype dtype) {
+    std::printf("%s %s", what, dtype == Dtype::float32 ? "float32" : "float64");
+  }
+  ~Hash() { std::printf(" %016llx\n", value_); }
+
+  template <class T>
+  void operator()(const std::vector<T>& values) {
+    for (const T& value : values) {
+      unsigned char bytes[sizeof(T)];
+      std::memcpy(bytes, &value, sizeof(T));
+      for (const unsigned char byte : bytes) value_ = (value_ ^ byte) * 1099511628211ull;
+    }
+  }
+
+ private:
+  unsigned long long value_ = 14695981039346656037ull;
+};
+
+int count_words(std::string_view text) {
+  int words = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    words += text[i] != ' ' && (i + 1 == text.size() || text[i + 1] == ' ');
+  }
+  return words;
+}
+
+template <class T>
+void updates(Dtype dtype) {
+  for (int row = 0; row < settings.table->update_count; ++row) {
+    const Update& rule = settings.table->updates[row];
+    if (rule.dtype != dtype) continue;
+    Hash hash(rule.name, dtype);
+    std::vector<double> coefficients;
+    for (int i = 0; i < count_words(rule.coefficients); ++i) coefficients.push_back(0.9 - 0.09 * i);
+    for (const index_t n : {1, 7, 33, 130, 1025, 5000}) {
+      std::vector<std::vector<T>> streams{numbers<T>(n, 1), numbers<T>(n, 2)};
+      for (int i = 0; i < count_words(rule.state); ++i) streams.push_back(positive<T>(n, 3));
+      std::vector<void*> pointers;
+      for (auto& stream : streams) pointers.push_back(stream.data());
+      const Task task{&rule,   coefficients.data(),  pointers.data(),
+                      nullptr, int(pointers.size()), n};
+      for (int t = 0; t < 3; ++t) update(settings, {task}, false);
+      for (const auto& stream : streams) hash(stream);
+      const GradientSum norm = gradient_norm(settings, {task});
+      hash(std::vector<double>{norm.norm});
+    }
+  }
+}
+
+// `forward(x, y)` and `backward(dy, x, dx)` for inputs of n elements.
+template <class T, class Forward, class Backward>
+void passes(Hash& hash, index_t n, Forward forward, Backward backward) {
+  const std::vector<T> x = numbers<T>(n, 4), dy = numbers<T>(n, 5);
+  std::vector<T> y(x.size()), dx(x.size());
+  forward(x.data(), y.data());
+  backward(dy.data(), x.data(), dx.data());
+  hash(y);
+  hash(dx);
+}
+
+template <class T, class N>
+N described(Dtype dtype, const std::vector<T>& gamma, const std::vector<T>& beta,
+            std::vector<double>& statistics) {
+  N n{};
+  n.dtype = dtype;
+  n.eps = 1e-5;
+  n.gamma = gamma.data();
+  n.beta = beta.data();
+  n.mean = statistics.data();
+  n.variance = n.mean + statistics.size() / 2;
+  return n;
+}
+
+template <class T>
+void norms(Dtype dtype) {
+  struct Shape {
+    index_t outer, channels, inner;
+  };
+  for (const Shape s : {Shape{40, 70, 1}, {5000, 301, 1}, {9, 6, 5}, {8, 6, 49}, {2, 3, 70000}}) {
+    const index_t n = s.outer * s.channels * s.inner;
+    const std::vector<T> gamma = positive<T>(s.channels, 6), beta = numbers<T>(s.channels, 7);
+    std::vector<T> dgamma(gamma.size()), dbeta(gamma.size());
+    {
+      Hash hash("batch_norm", dtype);
+      std::vector<double> statistics(size_t(2 * s.channels));
+      auto norm = described<T, BatchNorm>(dtype, gamma, beta, statistics);
+      norm.outer = s.outer;
+      norm.channels = s.channels;
+      norm.inner = s.inner;
+      norm.training = norm.relu = true;
+      passes<T>(
+          hash, n,
+          [&](const T* x, T* y) {
+            norm.x = x;
+            batch_norm(settings, norm, {nullptr, nullptr, 0.1, true}, nullptr, y);
+          },
+          [&](const T* dy, const T*, T* dx) {
+            batch_norm_backward(settings, norm, dy, nullptr, dx, nullptr, dgamma.data(),
+                                dbeta.data());
+          });
+      hash(statistics);
+      hash(dgamma);
+      hash(dbeta);
+    }
+    {
+      Hash hash("group_norm", dtype);
+      std::vector<double> statistics(size_t(2 * s.outer));
+      auto norm = described<T, GroupNorm>(dtype, gamma, beta, statistics);
+      norm.samples = s.outer;
+      norm.groups = 1;
+      norm.channels = s.channels;
+      norm.inner = s.inner;
+      passes<T>(
+          hash, n,
+          [&](const T* x, T* y) {
+            norm.x = x;
+            group_norm(settings, norm, y);
+          },
+          [&](const T* dy, const T*, T* dx) {
+            group_norm_backward(settings, norm, dy, dx, dgamma.data(), dbeta.data());
+          });
+      hash(statistics);
+      hash(dgamma);
+      hash(dbeta);
+    }
+  }
+}
+
+template <class T>
+void losses(Dtype dtype) {
+  for (const index_t columns : {3, 10, 100}) {
+    const index_t rows = 37, n = rows * columns;
+    const std::vector<T> x = numbers<T>(n, 8), weight(size_t(columns), T(1));
+    std::vector<T> y(x.size()), row_losses(static_cast<size_t>(rows));
+    Hash hash("losses", dtype);
+    for (const bool logarithm : {false, true}) {
+      softmax(settings, dtype, logarithm, x.data(), y.data(), rows, columns);
+      hash(y);
+      elementwise(settings, dtype, logarithm, positive<T>(n, 9).data(), y.data(), n);
+      hash(y);
+    }
+    std::vector<long long> labels;
+    for (index_t row = 0; row < rows; ++row) labels.push_back(row % columns);
+    const CrossEntropy task{columns,       x.data(),          labels.data(), nullptr,
+                            weight.data(), nullptr,           0.0,           -1,
+                            0.5,           row_losses.data(), y.data()};
+    hash(std::vector<double>{cross_entropy(settings, dtype, task, rows)});
+    hash(y);
+    hash(std::vector<double>{residual(settings, dtype, 0.5, x.data(), nullptr, y.data(), n)});
+    hash(y);
+  }
+}
+
+}  // namespace
+
+int main() {
+  updates<float>(Dtype::float32);
+  updates<double>(Dtype::float64);
+  norms<float>(Dtype::float32);
+  norms<double>(Dtype::float64);
+  losses<float>(Dtype::float32);
+  losses<double>(Dtype::float64);
+}
