@@ -600,27 +600,29 @@ def test_the_gradient_of_an_array_without_axes_may_be_a_numpy_scalar() -> None:
         opt.step(np.float32(1.0))
 
 
-def test_states_lie_one_after_the_other_like_their_parameters() -> None:
+def test_states_lie_one_after_the_other_and_elsewhere_in_a_page_than_their_parameters() -> None:
     params: list[NDArray[Any]] = [
         np.ones((3, 4)), np.ones((5, 6), np.float32).T, np.ones((8, 9), np.float32)[::2, ::3],
-        np.ones(()), np.ones((0, 3)), np.ones((4, 1, 3)).transpose(2, 1, 0),
+        np.ones(()), np.ones((0, 3)), np.ones((4, 1, 3)).transpose(2, 1, 0), np.ones(9000),
     ]  # fmt: skip
-    opt = fastopt.Adagrad(params, initial_accumulator_value=0.5)
-    states = [state["sum"] for state in opt.state.values()]
-    for p, state, following in zip(params, states, [*states[1:], None], strict=True):
-        like = np.full_like(p, 0.5)
-        assert (state.dtype, state.strides) == (like.dtype, like.strides)
-        assert state.tobytes() == like.tobytes()
-        assert state.ctypes.data % 64 == p.ctypes.data % 64
-        if following is not None:
-            assert 0 <= following.ctypes.data - state.ctypes.data - state.nbytes < 64
+    opt = Adam(params)
+    for number, name in enumerate(("exp_avg", "exp_avg_sq")):
+        end = None
+        for p, state in zip(params, opt.state.values(), strict=True):
+            array, like = state[name], np.zeros_like(p)
+            assert (array.dtype, array.strides) == (like.dtype, like.strides)
+            assert array.tobytes() == like.tobytes()
+            apart = array.ctypes.data - p.ctypes.data - (number + 1) * 17 * 64
+            assert apart % (4096 if p.size == 9000 else 64) == 0
+            assert end is None or 0 <= array.ctypes.data - end < 4096
+            end = array.ctypes.data + array.nbytes
 
 
 def test_options_stay_when_memory_for_the_states_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     w, g = np.ones(3), np.full(3, 0.5)
     opt = fastopt.SGD(w, lr=0.25)
 
-    def out_of_memory(arrays: object, value: float) -> None:
+    def out_of_memory(arrays: object, value: float, number: int) -> None:
         raise MemoryError
 
     monkeypatch.setattr("fastopt.optimizer._new_states", out_of_memory)
