@@ -12,8 +12,8 @@ struct Settings {
   bool flush_denormals;
 };
 
-// Below this, about 20 us of work, a second thread saves little, and on a busy machine it costs the
-// time until the system runs it.
+// Below this, about 20 us of work, a second thread saves 10 us where calls follow each other and it
+// is awake; where it sleeps, to wake it took up to 180 us.
 inline index_t parallel_from_bytes = 1 << 20;  // tests lower it
 
 bool has_openmp();
