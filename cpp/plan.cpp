@@ -387,7 +387,7 @@ void Plan::find_layout(Leaf& leaf) {
       (strided.shape.size() == 1 &&
        std::all_of(strided.strides.begin(), strided.strides.end(),
                    [&](const auto& strides) { return strides[0] == leaf.param.itemsize(); }));
-  leaf.strided = dense ? std::nullopt : std::optional(std::move(strided));
+  leaf.strided = dense ? nullptr : std::make_unique<Strided>(std::move(strided));
   leaf.size = leaf.param.size();
   leaf.layout_known = true;
 }
@@ -519,7 +519,7 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
     const Update& update = settings.table->updates[leaf.rule->update[size_t(leaf.dtype)]];
     const Batch& batch = find_batch(fold, leaf, counts[index] + 1);
     tasks_.push_back({&update, batch.coefficients.value, leaf.streams.data(),
-                      leaf.strided ? &*leaf.strided : nullptr, int(leaf.streams.size()),
+                      leaf.strided.get(), int(leaf.streams.size()),
                       leaf.size});
     elements += leaf.size;
   }

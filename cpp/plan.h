@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -63,20 +64,20 @@ class Plan {
     double value[max_coefficients] = {};
     unsigned given = 0;  // a bit for each
   };
-  struct Leaf {
-    std::string name;
-    int group = 0;
+  struct Leaf {  // what a step looks at comes first
     py::array param;
-    py::array model;  // of its shape and dtype, whatever becomes of the array
     py::object grad;  // during a step
     Seen seen_param, seen_grad;
     const Rule* rule = nullptr;
-    Dtype dtype = Dtype::float32;
     index_t size = 0;
-    std::vector<py::array> state;
     std::vector<void*> streams;  // gradient, parameter, state...
+    Dtype dtype = Dtype::float32;
+    int group = 0;
     bool layout_known = false;
-    std::optional<Strided> strided;
+    std::unique_ptr<Strided> strided;
+    std::string name;
+    py::array model;  // of its shape and dtype, whatever becomes of the array
+    std::vector<py::array> state;
   };
   struct Batch {  // the arrays of one group that are at the same step
     int group;
