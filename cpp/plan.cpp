@@ -518,9 +518,8 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
     leaf.streams[1] = py::detail::array_proxy(leaf.param.ptr())->data;
     const Update& update = settings.table->updates[leaf.rule->update[size_t(leaf.dtype)]];
     const Batch& batch = find_batch(fold, leaf, counts[index] + 1);
-    tasks_.push_back({&update, batch.coefficients.value, leaf.streams.data(),
-                      leaf.strided.get(), int(leaf.streams.size()),
-                      leaf.size});
+    tasks_.push_back({&update, batch.coefficients.value, leaf.streams.data(), leaf.strided.get(),
+                      int(leaf.streams.size()), leaf.size});
     elements += leaf.size;
   }
 
