@@ -178,11 +178,15 @@ struct Blocks {
   // Calls visit(first element, runs, the elements of each run).
   template <class Visit>
   void each(Visit visit) const {
-    if (runs.count == 1 && runs.inner <= length) return visit(0, Constant<1>{}, last_part);
-    for (index_t run = 0; run < runs.count; run += group) {
-      const index_t count = run + group <= runs.count ? group : runs.count - run;
+    if (group > 1) {
+      for (index_t run = 0; run < runs.count; run += group) {
+        visit(run * runs.stride, run + group <= runs.count ? group : runs.count - run, part);
+      }
+      return;
+    }
+    for (index_t run = 0; run < runs.count; ++run) {
       for (index_t i = 0; i < runs.inner; i += length) {
-        visit(run * runs.stride + i, count, i + length < runs.inner ? part : last_part);
+        visit(run * runs.stride + i, Constant<1>{}, i + length < runs.inner ? part : last_part);
       }
     }
   }
