@@ -534,16 +534,9 @@ Backward backward_of(const void* dy, const void* x, void* dx, const Scratch& coe
           stream};
 }
 
-// The gradients of gamma and beta at every element of a sample.
-struct ParameterGradients {
-  Scratch gamma, beta;  // sums of chunks of samples; the first row becomes that of all
-
-  ParameterGradients(index_t chunks, index_t n) : gamma(chunks, n), beta(chunks, n) {}
-};
-
-// Writes every row's dx.
-ParameterGradients row_gradients(const Settings& settings, const LayerNorm& n, const void* dy,
-                                 void* dx) {
+// Every row's dx, and dgamma and dbeta, each of `run` neighbours in a sample.
+void row_gradients(const Settings& settings, const LayerNorm& n, index_t run, const void* dy,
+                   void* dx, void* dgamma, void* dbeta) {
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = size_of(n.dtype), columns = n.columns, parameters = n.groups * columns;
   const index_t samples = n.rows / n.groups, bytes = n.rows * columns * item;
@@ -553,7 +546,7 @@ ParameterGradients row_gradients(const Settings& settings, const LayerNorm& n, c
   // The groups whose sums in T stay in the cache while the samples pass by.
   const index_t most_groups = std::max<index_t>(1, slice_bytes / (3 * columns * item));
   const Chunks chunks(samples, 16, 16, std::max<index_t>(1, most_chunks / n.groups));
-  ParameterGradients sums(chunks.count, parameters);
+  const Scratch gammas(chunks.count, parameters), betas(chunks.count, parameters);
   parallel_for(settings, 3 * bytes, [&](int part, int parts) {
     const Range mine = share(chunks.count * n.groups, part, parts);
     const index_t widest = std::min(most_groups, n.groups) * columns;
@@ -564,8 +557,8 @@ ParameterGradients row_gradients(const Settings& settings, const LayerNorm& n, c
       const index_t last = std::min({group + most_groups, n.groups, group + mine.end - i});
       next = i + last - group;
       const index_t width = (last - group) * columns, offset = group * columns;
-      std::fill_n(sums.gamma[k] + offset, width, 0.0);
-      std::fill_n(sums.beta[k] + offset, width, 0.0);
+      std::fill_n(gammas[k] + offset, width, 0.0);
+      std::fill_n(betas[k] + offset, width, 0.0);
       const Range chunk = chunks(k, samples);
       for (index_t s = chunk.begin, end; s < chunk.end; s = end) {
         end = std::min(s + most_samples, chunk.end);
@@ -587,21 +580,30 @@ ParameterGradients row_gradients(const Settings& settings, const LayerNorm& n, c
                                      at(floats[1], in_sums, item));
         }
         if ((end - chunk.begin) % 64 == 0 || end == chunk.end) {
-          kernels.flush_sums(floats[0], width, sums.gamma[k] + offset);
-          kernels.flush_sums(floats[1], width, sums.beta[k] + offset);
+          kernels.flush_sums(floats[0], width, gammas[k] + offset);
+          kernels.flush_sums(floats[1], width, betas[k] + offset);
         }
       }
     }
   });
   parallel_for(settings, 16 * chunks.count * parameters, [&](int part, int parts) {
-    const Range mine = share(parameters, part, parts);
-    const index_t c = mine.begin, width = mine.end - mine.begin;
-    for (index_t k = 1; k < chunks.count; ++k) {
-      kernels.add_sums(width, sums.gamma[k] + c, sums.gamma[0] + c);
-      kernels.add_sums(width, sums.beta[k] + c, sums.beta[0] + c);
-    }
+    const Range mine = share(parameters / run, part, parts);
+    const index_t count = mine.end - mine.begin, first = mine.begin * run;
+    const Scratch joined(1, count);
+    const auto finish = [&](const Scratch& sums, void* gradient) {
+      if (gradient == nullptr) return;
+      for (index_t k = 1; k < chunks.count; ++k) {
+        kernels.add_sums(count * run, sums[k] + first, sums[0] + first);
+      }
+      for (index_t i = 0; i < count; ++i) {
+        const double* const from = sums[0] + first + i * run;
+        joined[0][i] = std::accumulate(from, from + run, 0.0);
+      }
+      kernels.round_sums(count, joined[0], at(gradient, mine.begin, item));
+    };
+    finish(gammas, dgamma);
+    finish(betas, dbeta);
   });
-  return sums;
 }
 
 // Groups of short runs as rows, with gamma and beta of every element.
@@ -673,15 +675,7 @@ void group_norm_backward(const Settings& settings, const GroupNorm& n, const voi
   const index_t item = size_of(n.dtype), run = n.inner, group = n.channels * n.inner;
   const index_t bytes = n.samples * n.groups * group * item, channels = n.groups * n.channels;
   if (n.inner <= few_columns) {
-    const ParameterGradients sums = row_gradients(settings, *GroupsAsRows(n), dy, dx);
-    for (double* of : {sums.gamma[0], sums.beta[0]}) {
-      for (index_t c = 0; c < channels; ++c) {
-        of[c] = std::accumulate(of + c * run, of + (c + 1) * run, 0.0);
-      }
-    }
-    kernels.round_sums(channels, sums.gamma[0], dgamma);
-    kernels.round_sums(channels, sums.beta[0], dbeta);
-    return;
+    return row_gradients(settings, *GroupsAsRows(n), n.inner, dy, dx, dgamma, dbeta);
   }
   const Scratch sums(n.samples, channels), products(n.samples, channels);
   parallel_for(settings, 3 * bytes, [&](int part, int parts) {
@@ -744,10 +738,7 @@ void layer_norm(const Settings& settings, const LayerNorm& n, void* y) {
 
 void layer_norm_backward(const Settings& settings, const LayerNorm& n, const void* dy, void* dx,
                          void* dgamma, void* dbeta) {
-  const Norm& kernels = settings.table->norm[size_t(n.dtype)];
-  const ParameterGradients sums = row_gradients(settings, n, dy, dx);
-  kernels.round_sums(n.columns, sums.gamma[0], dgamma);
-  if (dbeta != nullptr) kernels.round_sums(n.columns, sums.beta[0], dbeta);
+  row_gradients(settings, n, 1, dy, dx, dgamma, dbeta);
 }
 
 }  // namespace fastopt

@@ -14,6 +14,13 @@ import numpy as np
 import pytest
 
 import fastopt
+from control_register import (
+    DENORMALS_ARE_ZERO,
+    FLUSH_TO_ZERO,
+    ROUND_UP,
+    control_register,
+    needs_mxcsr,
+)
 from fastopt import _core, reference
 
 F32, F64 = np.float32, np.float64
@@ -573,10 +580,39 @@ def test_biased_running_variance() -> None:
         assert (mean.item(), var.item()) == (2.0, expected)
 
 
-def test_the_callers_denormals_flag_and_rounding_stay() -> None:
-    tiny = np.float32(1e-40)
-    fastopt.batch_norm(np.full((4, 4), tiny), training=True)
-    assert tiny * np.float32(1.0) == tiny
+@needs_mxcsr
+@pytest.mark.parametrize("flags", [FLUSH_TO_ZERO | DENORMALS_ARE_ZERO, ROUND_UP], ids=hex)
+@pytest.mark.parametrize("shape", [(40, 9), (40, 6, 5), (8, 6, 40)], ids=str)
+def test_the_callers_environment(shape: tuple[int, ...], flags: int) -> None:
+    """It changes no result and is not changed."""
+    p = Problem(shape, F32)
+    p.dy *= F32(1e-39)
+    weights = p.x[(0,) * (p.x.ndim - 1)].copy()
+
+    def results() -> Iterator[bytes]:
+        for call, backward in (
+            (
+                partial(fastopt.batch_norm, training=True, gamma=p.gamma),
+                fastopt.batch_norm_backward,
+            ),
+            (partial(fastopt.group_norm, num_groups=1, gamma=p.gamma), fastopt.group_norm_backward),
+            (
+                partial(fastopt.layer_norm, normalized_shape=shape[-1], gamma=weights),
+                fastopt.layer_norm_backward,
+            ),
+        ):
+            y, saved = call(p.x)
+            yield y.tobytes()
+            for gradient in backward(p.dy, saved)[:2]:
+                assert gradient is not None
+                yield gradient.tobytes()
+
+    with fastopt.config_context(denormals="preserve"):
+        expected = list(results())
+        with control_register(flags) as after:
+            got = list(results())
+    assert got == expected
+    assert after[7] & flags == flags
 
 
 # --- bad input ---

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
-import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastopt
+from control_register import (
+    DENORMALS_ARE_ZERO,
+    FLUSH_TO_ZERO,
+    ROUND_UP,
+    control_register,
+    needs_mxcsr,
+)
 from fastopt import _core
 from grid import CASES, DEFAULTS, OPTIMIZERS, Case, Reference
 
@@ -239,29 +242,6 @@ def test_subnormal_states(dtype: Any, denormals: str, threads: int, isa: str) ->
     with fastopt.config_context(denormals=denormals, num_threads=threads):
         opt.step(np.zeros(n, dtype))
     assert (buffer == (tiny / 2 if denormals == "preserve" else 0)).all()
-
-
-FLUSH_TO_ZERO, DENORMALS_ARE_ZERO, ROUND_UP = 0x8000, 0x0040, 0x4000
-needs_mxcsr = pytest.mark.skipif(
-    platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc",
-    reason="reads the control register of SSE out of glibc's fenv_t",
-)
-
-
-@contextmanager
-def control_register(flags: int) -> Iterator[ctypes.Array[ctypes.c_uint32]]:
-    """Sets flags in MXCSR; afterwards the yielded environment is what the body left."""
-    libm = ctypes.CDLL("libm.so.6")
-    before, inside, after = ((ctypes.c_uint32 * 8)() for _ in range(3))
-    libm.fegetenv(before)
-    ctypes.memmove(inside, before, ctypes.sizeof(before))
-    inside[7] |= flags
-    libm.fesetenv(inside)
-    try:
-        yield after
-    finally:
-        libm.fegetenv(after)
-        libm.fesetenv(before)
 
 
 @needs_mxcsr

@@ -89,8 +89,8 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
 
 
 # A processor takes a load for the reload of a store before it that is a multiple of a page away,
-# and waits: a step over 64 K elements whose arrays began at the same place of a page took 2.7 times
-# as long. So states begin elsewhere than their parameters: each so many lines further on.
+# and waits: a step over 64 K elements whose arrays began at the same place of a page took up to 2.7
+# times as long. So states begin elsewhere than their parameters: each so many lines further on.
 _LINE_BYTES, _PAGE_BYTES = 64, 4096
 _LINES_APART = 17
 _PLACED_FROM_BYTES = 4 * _PAGE_BYTES  # smaller ones would leave too much room between them
