@@ -1,6 +1,6 @@
-// Prints hashes of what the kernels make of the same numbers: update rules, norms, losses. Built for
-// two processors and run on both, it must print the same: `make test-aarch64` does that where Python
-// itself cannot run.
+// Prints hashes of what the kernels make of the same numbers: update rules, norms, losses. Built
+// for two processors and run on both, it must print the same: `make test-aarch64` does that where
+// Python itself cannot run.
 #include <cstdio>
 #include <cstring>
 #include <initializer_list>
