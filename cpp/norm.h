@@ -506,7 +506,7 @@ void gradient_apply(const Backward& b, Runs runs, index_t coefficient_stride) {
 // --- statistics along columns: rows of `columns` neighbours, `stride` apart ---
 
 // Sums in T are moved to double after this many rows.
-constexpr index_t block_rows = 64;
+constexpr index_t block_rows = 64, center_rows = 8;
 
 // Where to prefetch while column c of row k in a group of four rows is read, in elements from the
 // group's first: rows without gaps are prefetched in the order of memory, as DRAM likes it.
@@ -516,7 +516,7 @@ struct RowsAhead {
 
   RowsAhead(index_t stride, index_t columns)
       : per_column(stride == columns ? 4 : 1), per_row(stride == columns ? width_of<T> : stride) {
-    const index_t group = 4 * stride * index_t(sizeof(T));
+    const index_t group = 4 * columns * index_t(sizeof(T));
     distance = (2 * prefetch_bytes + group - 1) / group * (4 * stride);
   }
 
@@ -545,14 +545,17 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
     const index_t end = begin + block_rows <= rows ? begin + block_rows : rows;
     const double count = double(end - begin), counted = double(begin);
     if (begin == 0) {
-      clear(sum);
-      for (index_t r = begin; r < end; ++r) {
-        const T* __restrict const row = x + r * stride;
+      // The mean of a few rows from all over the block: its distance from the block's mean costs
+      // three bits at most, because those rows' own deviations are part of the sum.
+      const index_t some = rows < center_rows ? rows : center_rows;
+      clear(center);
+      for (index_t k = 0; k < some; ++k) {
+        const T* __restrict const row = x + k * end / some * stride;
 #pragma omp simd
-        for (index_t c = 0; c < columns; ++c) sum[c] += row[c];
+        for (index_t c = 0; c < columns; ++c) center[c] += row[c];
       }
 #pragma omp simd
-      for (index_t c = 0; c < columns; ++c) center[c] = T(double(sum[c]) / count);
+      for (index_t c = 0; c < columns; ++c) center[c] /= T(some);
     }
     clear(sum);
     clear(square);

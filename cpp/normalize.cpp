@@ -13,9 +13,11 @@ namespace {
 // shape, so the bits are the same on every machine.
 constexpr index_t slab_bytes = 5 << 18;   // a channel this large stays in the cache
 constexpr index_t slice_bytes = 1 << 18;  // of columns that are visited twice
-constexpr index_t sliced_below_rows = 4096;
-constexpr index_t sliced_up_to_bytes = 4 << 20;
-constexpr index_t slice_line_bytes = 256;
+constexpr index_t page_bytes = 4096;      // shorter parts of rows disturb prefetching
+constexpr index_t few_rows = 256;         // too few for sums of parts of them
+constexpr index_t few_wide_rows = 512;
+constexpr index_t chunk_rows = 128;
+constexpr index_t unit_bytes = 256;              // of a row, for each thread
 constexpr index_t stream_from_bytes = 16 << 20;  // outputs that no cache will hold
 constexpr index_t most_chunks = 64;
 constexpr index_t backwards_bytes = 1 << 20;  // shorter pieces disturb the hardware's prefetching
@@ -85,7 +87,7 @@ void repeat(const void* from, index_t n, index_t times, index_t item, void* to) 
 struct Walk {
   enum Kind {
     slabs,   // runs, a channel at a time: all passes while it is hot
-    slices,  // columns, a few channels at a time, likewise
+    slices,  // few rows of columns, likewise, a few channels at a time
     planes,  // runs, every pass over everything, in memory order
     rows,    // columns, likewise
   } kind;
@@ -93,7 +95,8 @@ struct Walk {
   index_t width;    // columns of a channel: short runs are walked as columns
   index_t columns;  // of all channels; or the channels, where they are runs
   Chunks chunks;    // of outer, for planes and rows
-  index_t slice;    // channels
+  index_t unit;     // channels, of slices: a thread takes whole units
+  index_t slice;    // channels at a time
 
   explicit Walk(const BatchNorm& n)
       : kind(slabs),
@@ -102,17 +105,16 @@ struct Walk {
         width(n.inner > few_columns ? 1 : std::max<index_t>(1, n.inner)),
         columns(n.channels * width),
         chunks(n.inner > few_columns ? Chunks(n.outer, std::max<index_t>(1, (1 << 16) / n.inner), 1)
-                                     : Chunks(n.outer, 512, 64)),
-        slice(n.channels) {
-    const index_t line = slice_line_bytes / item;
+                                     : Chunks(n.outer, chunk_rows, 64)),
+        unit(std::max<index_t>(1, unit_bytes / (width * item))),
+        slice(1) {
     if (n.inner > few_columns) {
       const bool hot = n.outer * n.inner * item <= slab_bytes && n.channels > 4;
       kind = hot || chunks.count == 1 ? slabs : planes;
-    } else if (n.outer < sliced_below_rows || bytes <= sliced_up_to_bytes) {
+    } else if (n.outer < (columns * item < 2 * page_bytes ? few_rows : few_wide_rows)) {
       kind = slices;
-      const index_t hot = slice_bytes / (n.outer * item), quarter = (columns + 3) / 4;
-      const index_t lines = std::max<index_t>(1, std::min(hot, quarter + line - 1) / line);
-      slice = std::max<index_t>(1, lines * line / width);
+      const index_t hot = std::max(page_bytes, slice_bytes / n.outer);
+      slice = std::max<index_t>(1, hot / (unit * width * item)) * unit;
     } else {
       kind = rows;
     }
@@ -120,7 +122,7 @@ struct Walk {
 
   // Parts of rows can be streamed only if each begins on a cache line.
   bool stream(const void* out) const {
-    const bool on_lines = columns * item % 64 == 0 && slice * width * item % 64 == 0 &&
+    const bool on_lines = columns * item % 64 == 0 && unit * width * item % 64 == 0 &&
                           reinterpret_cast<__UINTPTR_TYPE__>(out) % 64 == 0;
     return streams(bytes) && (kind != slices || on_lines);
   }
@@ -407,12 +409,13 @@ void visit_slabs(const Settings& settings, const Pass& pass) {
 template <class Pass>
 void visit_slices(const Settings& settings, const Walk& walk, const Pass& pass) {
   const BatchNorm& n = pass.n;
-  const index_t slices = (n.channels + walk.slice - 1) / walk.slice, width = walk.width;
+  const index_t units = (n.channels + walk.unit - 1) / walk.unit, width = walk.width;
   parallel_for(settings, pass.bytes, [&](int part, int parts) {
-    const Range mine = share(slices, part, parts);
-    const Scratch scratch(3, walk.slice * width);
-    for (index_t s = mine.begin; s < mine.end; ++s) {
-      const index_t c = s * walk.slice, end = std::min(c + walk.slice, n.channels);
+    const Range mine = share(units, part, parts);
+    const index_t last = std::min(mine.end * walk.unit, n.channels);
+    const Scratch scratch(3, std::min(walk.slice, n.channels) * width);
+    for (index_t c = mine.begin * walk.unit, end; c < last; c = end) {
+      end = std::min(c + walk.slice, last);
       const index_t column = c * width, columns = (end - c) * width;
       pass.start(c, end);
       if (pass.reduces) {
