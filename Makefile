@@ -38,7 +38,7 @@ test-qemu: $(VENV)/.installed
 	$(BIN)/python tests/test_smoke.py
 
 # The kernels for aarch64, emulated, have the bits of those for this processor.
-KERNELS = $(addprefix cpp/,kernels.cpp dispatch.cpp parallel.cpp step.cpp normalize.cpp losses.cpp)
+KERNELS = $(addprefix cpp/,kernels.cpp dispatch.cpp parallel.cpp memory.cpp step.cpp normalize.cpp losses.cpp)
 KERNEL_FLAGS = -std=c++20 -O3 -fopenmp-simd -ffp-contract=off -fno-math-errno -fno-trapping-math
 test-aarch64:
 	mkdir -p build/bits

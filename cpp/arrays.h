@@ -6,11 +6,14 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
+#include <new>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "kernels.h"
+#include "memory.h"
 
 namespace fastopt {
 
@@ -56,6 +59,32 @@ inline py::array as_array(py::handle object, const std::string& where) {
 
 inline Dtype dtype_of(const py::array& array) {
   return array.itemsize() == 4 ? Dtype::float32 : Dtype::float64;
+}
+
+// A new C-ordered array, not initialised.
+inline py::array new_output(const std::vector<py::ssize_t>& shape, Dtype dtype) {
+  const py::dtype type = dtype == Dtype::float32 ? py::dtype::of<float>() : py::dtype::of<double>();
+  size_t bytes = size_t(type.itemsize());
+  for (const py::ssize_t extent : shape) {
+    if (extent != 0 &&
+        bytes > size_t(std::numeric_limits<py::ssize_t>::max()) / 2 / size_t(extent)) {
+      throw std::bad_alloc();
+    }
+    bytes *= size_t(extent);
+  }
+  if (bytes < kept_from_bytes) return py::array(type, shape);
+  void* const data = take(bytes);
+  // The array's memory comes back when the last array that looks at it is gone. A capsule carries
+  // one pointer; its context carries the size.
+  PyObject* const owner = PyCapsule_New(data, nullptr, [](PyObject* capsule) {
+    give(PyCapsule_GetPointer(capsule, nullptr), size_t(PyCapsule_GetContext(capsule)));
+  });
+  if (owner == nullptr) {
+    give(data, bytes);
+    throw py::error_already_set();
+  }
+  PyCapsule_SetContext(owner, reinterpret_cast<void*>(bytes));
+  return py::array(type, shape, data, py::reinterpret_steal<py::object>(owner));
 }
 
 // The addresses of the first byte and past the last one.

@@ -6,7 +6,6 @@
 
 #include "arrays.h"
 #include "losses.h"
-#include "memory.h"
 #include "settings.h"
 
 namespace fastopt {

@@ -3,19 +3,19 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
-#include <limits>
 #include <mutex>
 #include <new>
+#include <vector>
 
 namespace fastopt {
 namespace {
 
 constexpr size_t page = 4096, huge_page = 1 << 21;
 constexpr size_t huge_from_bytes = 4 << 20;  // as in NumPy
-constexpr size_t kept_from_bytes = 1 << 16;  // below it the C library does well
 constexpr size_t largest_total = size_t(1) << 30;
-constexpr size_t most_blocks = 16;
+constexpr size_t most_blocks = 32;
 
 struct Block {
   void* data;
@@ -37,14 +37,28 @@ void drop_oldest() {
   kept.erase(kept.begin());
 }
 
+// Kept memory is a whole number of pages, so that more requests find some of their size.
+size_t whole_pages(size_t bytes) {
+  const size_t unit = bytes < huge_from_bytes ? page : huge_page;
+  return (bytes + unit - 1) / unit * unit;
+}
+
+}  // namespace
+
 void* take(size_t bytes) {
+  if (bytes < kept_from_bytes) {
+    void* const data = std::malloc(std::max<size_t>(1, bytes));
+    if (data == nullptr) throw std::bad_alloc();
+    return data;
+  }
+  bytes = whole_pages(bytes);
   {
     const std::lock_guard lock(mutex);
     for (size_t i = kept.size(); i-- > 0;) {
       if (kept[i].bytes != bytes) continue;
       void* const data = kept[i].data;
       kept_bytes -= bytes;
-      kept.erase(kept.begin() + py::ssize_t(i));
+      kept.erase(kept.begin() + std::ptrdiff_t(i));
       return data;
     }
   }
@@ -58,43 +72,13 @@ void* take(size_t bytes) {
 }
 
 void give(void* data, size_t bytes) {
+  if (bytes < kept_from_bytes) return std::free(data);
+  bytes = whole_pages(bytes);
   const std::lock_guard lock(mutex);
-  if (closed || bytes > largest_total) {
-    std::free(data);
-    return;
-  }
+  if (closed || bytes > largest_total) return std::free(data);
   while (kept.size() >= most_blocks || kept_bytes + bytes > largest_total) drop_oldest();
   kept.push_back({data, bytes});
   kept_bytes += bytes;
-}
-
-}  // namespace
-
-py::array new_output(const std::vector<py::ssize_t>& shape, Dtype dtype) {
-  const py::dtype type = dtype == Dtype::float32 ? py::dtype::of<float>() : py::dtype::of<double>();
-  size_t bytes = size_t(type.itemsize());
-  for (const py::ssize_t extent : shape) {
-    if (extent != 0 &&
-        bytes > size_t(std::numeric_limits<py::ssize_t>::max()) / 2 / size_t(extent)) {
-      throw std::bad_alloc();
-    }
-    bytes *= size_t(extent);
-  }
-  if (bytes < kept_from_bytes) return py::array(type, shape);
-  const size_t unit = bytes < huge_from_bytes ? page : huge_page;
-  bytes = (bytes + unit - 1) / unit * unit;
-  void* const data = take(bytes);
-  // The array's memory comes back when the last array that looks at it is gone. A capsule carries
-  // one pointer; its context carries the size.
-  PyObject* const owner = PyCapsule_New(data, nullptr, [](PyObject* capsule) {
-    give(PyCapsule_GetPointer(capsule, nullptr), size_t(PyCapsule_GetContext(capsule)));
-  });
-  if (owner == nullptr) {
-    give(data, bytes);
-    throw py::error_already_set();
-  }
-  PyCapsule_SetContext(owner, reinterpret_cast<void*>(bytes));
-  return py::array(type, shape, data, py::reinterpret_steal<py::object>(owner));
 }
 
 void empty_cache() {

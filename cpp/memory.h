@@ -1,19 +1,18 @@
-// Memory of output arrays. Mapping fresh memory costs as much as the work on it, so the memory of
-// an output that was dropped is kept, within a bound, for the next one of its size.
+// Memory of outputs and of scratch arrays. Mapping fresh memory costs as much as the work on it, so
+// what was large and is given back is kept, within a bound, for the next request of its size.
 #pragma once
 
-#include <pybind11/numpy.h>
-
-#include <vector>
-
-#include "kernels.h"
+#include <cstddef>
 
 namespace fastopt {
 
-namespace py = pybind11;
+constexpr std::size_t kept_from_bytes = 1 << 16;  // below it others do well
 
-// A new C-ordered array, not initialised.
-py::array new_output(const std::vector<py::ssize_t>& shape, Dtype dtype);
+// Not initialised.
+void* take(std::size_t bytes);
+
+// As many bytes as were taken.
+void give(void* data, std::size_t bytes);
 
 // Returns what is kept to the system.
 void empty_cache();

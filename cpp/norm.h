@@ -830,26 +830,48 @@ void row_gradient_apply(const Backward& b, const void* gamma_data, index_t apart
                         index_t n, void* dgamma_data, void* dbeta_data) {
   with_flags(
       [&](auto with_gamma, auto stream) {
-        for (index_t row = 0; row < rows; ++row) {
+        const auto visit = [&](index_t row, auto four) {
+          constexpr int count = four ? 4 : 1;
           const T* const gamma = static_cast<const T*>(gamma_data) + (with_gamma ? row * apart : 0);
           T* const dgamma = static_cast<T*>(dgamma_data) + row * apart;
           T* const dbeta = static_cast<T*>(dbeta_data) + row * apart;
           const T* const dy = static_cast<const T*>(b.dy) + row * n;
           const T* const x = static_cast<const T*>(b.x) + row * n;
-          const auto coefficient = [=](const void* array) {
-            return static_cast<const T*>(array)[row];
+          T* const dx = static_cast<T*>(b.dx) + row * n;
+          struct Coefficient {
+            T of_row[count];
+            Coefficient(const void* array, index_t first) {
+              __builtin_memcpy(of_row, static_cast<const T*>(array) + first, sizeof of_row);
+            }
           };
-          const T center = coefficient(b.center), scale = coefficient(b.scale);
-          const T shift = coefficient(b.shift), on_dy = coefficient(b.on_dy);
-          const T on_x = coefficient(b.on_x), constant = coefficient(b.constant);
-          map<T, stream>(n, static_cast<T*>(b.dx) + row * n, [=]<class V>(index_t i) {
-            const V d = load<V>(x + i) - center;
-            V g = load<V>(dy + i);
-            store<false>(dgamma + i, V(load<V>(dgamma + i) + g * (d * scale + shift)));
-            store<false>(dbeta + i, V(load<V>(dbeta + i) + g));
-            if constexpr (with_gamma) g *= load<V>(gamma + i);
-            return V((g * on_dy + d * on_x) + constant);
+          const Coefficient center(b.center, row), scale(b.scale, row), shift(b.shift, row);
+          const Coefficient on_dy(b.on_dy, row), on_x(b.on_x, row), constant(b.constant, row);
+          map<T, stream>(n, dx, [=]<class V>(index_t i) {
+            V for_gamma[count], for_beta[count], result[count];
+            unrolled<count>([&](auto k) {
+              const V d = load<V>(x + k * n + i) - center.of_row[k];
+              V g = load<V>(dy + k * n + i);
+              for_gamma[k] = g * (d * scale.of_row[k] + shift.of_row[k]);
+              for_beta[k] = g;
+              if constexpr (with_gamma) g *= load<V>(gamma + i);
+              result[k] = (g * on_dy.of_row[k] + d * on_x.of_row[k]) + constant.of_row[k];
+              if constexpr (k > 0) store<stream>(dx + k * n + i, result[k]);
+            });
+            const auto add = [=](T* sums, const V* v) {
+              V sum = v[0];
+              if constexpr (four) sum = (v[0] + v[1]) + (v[2] + v[3]);
+              store<false>(sums + i, V(load<V>(sums + i) + sum));
+            };
+            add(dgamma, for_gamma);
+            add(dbeta, for_beta);
+            return result[0];
           });
+        };
+        // Streamed stores need the other rows at the first one's place in a line.
+        if (apart == 0 && (!stream || n * index_t(sizeof(T)) % line_bytes == 0)) {
+          four_rows(0, rows, visit);
+        } else {
+          for (index_t row = 0; row < rows; ++row) visit(row, Flag<false>{});
         }
         if (stream) end_of_stream();
       },

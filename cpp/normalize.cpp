@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <limits>
-#include <memory>
 #include <numeric>
 #include <utility>
+
+#include "memory.h"
 
 namespace fastopt {
 namespace {
@@ -46,12 +47,17 @@ void* at(void* data, index_t index, index_t item) {
 // Arrays of n numbers, not initialised.
 class Scratch {
  public:
-  Scratch(index_t arrays, index_t n) : n_(n), data_(new double[size_t(arrays * n)]) {}
-  double* operator[](index_t array) const { return data_.get() + array * n_; }
+  Scratch(index_t arrays, index_t n)
+      : n_(n), bytes_(size_t(arrays * n) * sizeof(double)), data_(take(bytes_)) {}
+  Scratch(const Scratch&) = delete;
+  ~Scratch() { give(data_, bytes_); }
+
+  double* operator[](index_t array) const { return static_cast<double*>(data_) + array * n_; }
 
  private:
   index_t n_;
-  std::unique_ptr<double[]> data_;
+  size_t bytes_;
+  void* data_;
 };
 
 // The statistics' elements in equal chunks that are summed on their own and merged in order.
@@ -548,7 +554,9 @@ void row_gradients(const Settings& settings, const LayerNorm& n, index_t run, co
   const index_t most_samples = n.groups > 1 ? 1 : most;
   // The groups whose sums in T stay in the cache while the samples pass by.
   const index_t most_groups = std::max<index_t>(1, slice_bytes / (3 * columns * item));
-  const Chunks chunks(samples, 16, 16, std::max<index_t>(1, most_chunks / n.groups));
+  // Chunks of few samples have more sums than are worth their memory.
+  const Chunks chunks(samples, std::clamp<index_t>(samples / 8, 16, 64), 16,
+                      std::max<index_t>(1, most_chunks / n.groups));
   const Scratch gammas(chunks.count, parameters), betas(chunks.count, parameters);
   parallel_for(settings, 3 * bytes, [&](int part, int parts) {
     const Range mine = share(chunks.count * n.groups, part, parts);

@@ -242,7 +242,9 @@ def test_bits_do_not_depend_on_alignment() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(14000, 301), (2_100_000, 2), (500, 8448), (4200, 1001), (14000, 43, 7)], ids=str
+    "shape",
+    [(14000, 301), (2_100_000, 2), (500, 8448), (4200, 1001), (4200, 1024), (14000, 43, 7)],
+    ids=str,
 )
 def test_large_outputs_have_the_bits_of_small_ones(isa: str, shape: tuple[int, ...]) -> None:
     """Stores that pass by the caches write the same, whatever the length and alignment of rows."""
@@ -258,6 +260,9 @@ def test_large_outputs_have_the_bits_of_small_ones(isa: str, shape: tuple[int, .
         dx, _, _, dresidual = fastopt.batch_norm_backward(p.dy[rows], saved, out=out)
         yield dx
         yield dresidual
+        y, saved = fastopt.layer_norm(p.x[rows], shape[1:], gamma=p.x[0], beta=p.x[1])
+        yield y
+        yield fastopt.layer_norm_backward(p.dy[rows], saved, out=out)[0]
 
     whole = results(slice(None), out)
     part = shape[0] // 7
