@@ -103,7 +103,7 @@ struct Norm {
   void (*row_gradient_sums)(const Backward& b, const void* gamma, index_t apart, index_t rows,
                             index_t n, double* sums, double* products);
   void (*row_gradient_apply)(const Backward& b, const void* gamma, index_t apart, index_t rows,
-                             index_t n, void* dgamma, void* dbeta);
+                             index_t stride, index_t n, void* dgamma, void* dbeta);
   void (*flush_sums)(void* values, index_t n, double* sums);
   void (*add_sums)(index_t n, const double* from, double* to);
   void (*round_sums)(index_t n, const double* from, void* to);

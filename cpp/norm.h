@@ -217,6 +217,24 @@ inline void merge(double count_a, double* mean_a, double* m2_a, double count_b,
   }
 }
 
+// The mean of some elements of a block, from all over it: an eighth of a run, or of many short
+// runs.
+template <class T>
+T center_of(const T* x, index_t stride, index_t count, const Tail<T>& tail) {
+  constexpr index_t part = 8;
+  const index_t lanes = lanes_of<T>, in_run = tail.n / lanes;
+  Sums<T> sum;
+  index_t some = 0;
+  const auto add = [&](const T* from) {
+    unrolled<registers>([&](auto r) { sum.part[r] += load<Vector<T>>(from + r * width_of<T>); });
+    ++some;
+  };
+  for (index_t i = 0; i < count * in_run; i += part) {
+    add(x + i / in_run * stride + i % in_run * lanes);
+  }
+  return T(sum.total() / double(some * lanes));
+}
+
 template <class T>
 void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean, double* m2) {
   const Runs runs = blocks.runs;
@@ -227,15 +245,7 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
   blocks.each([&](index_t begin, auto count, const Tail<T>& tail) {
     const index_t n = tail.n;
     if (centered && counted == 0) {
-      const index_t some = count == 1 ? 1 : (lanes_of<T> * 2 + n - 1) / n;
-      const index_t first = some < count ? some : count;
-      Sums<T> sum;
-      for (index_t run = 0; run < first; ++run) {
-        const T* const from = x + begin + run * runs.stride;
-        each_lane<T>(tail,
-                     [&](auto r, auto read, auto keep, auto) { sum.part[r] += keep(read(from)); });
-      }
-      center = T(sum.total() / double(first * n));
+      center = center_of(x + begin, runs.stride, count, tail);
     }
     // Four squares are added before they meet a long sum: inputs with few bits left of their mean
     // have squares that are 0 or 1 modulo 4, and rounding would always go down.
@@ -824,20 +834,23 @@ void row_gradient_sums(const Backward& b, const void* gamma_data, index_t apart,
       gamma_data != nullptr, n <= few_columns);
 }
 
-// dx, and the rows' part of dgamma and dbeta, which is added to their sums in T.
+// dx of n elements of rows that begin `stride` apart, and their part of dgamma and dbeta, which is
+// added to those sums in T.
 template <class T>
 void row_gradient_apply(const Backward& b, const void* gamma_data, index_t apart, index_t rows,
-                        index_t n, void* dgamma_data, void* dbeta_data) {
+                        index_t stride, index_t n, void* dgamma_data, void* dbeta_data) {
+  // Streamed stores need the other rows at the first one's place in a line.
+  const bool on_lines = stride * index_t(sizeof(T)) % line_bytes == 0;
   with_flags(
-      [&](auto with_gamma, auto stream) {
+      [&](auto with_gamma, auto by_four, auto stream) {
         const auto visit = [&](index_t row, auto four) {
           constexpr int count = four ? 4 : 1;
           const T* const gamma = static_cast<const T*>(gamma_data) + (with_gamma ? row * apart : 0);
           T* const dgamma = static_cast<T*>(dgamma_data) + row * apart;
           T* const dbeta = static_cast<T*>(dbeta_data) + row * apart;
-          const T* const dy = static_cast<const T*>(b.dy) + row * n;
-          const T* const x = static_cast<const T*>(b.x) + row * n;
-          T* const dx = static_cast<T*>(b.dx) + row * n;
+          const T* const dy = static_cast<const T*>(b.dy) + row * stride;
+          const T* const x = static_cast<const T*>(b.x) + row * stride;
+          T* const dx = static_cast<T*>(b.dx) + row * stride;
           struct Coefficient {
             T of_row[count];
             Coefficient(const void* array, index_t first) {
@@ -849,13 +862,13 @@ void row_gradient_apply(const Backward& b, const void* gamma_data, index_t apart
           map<T, stream>(n, dx, [=]<class V>(index_t i) {
             V for_gamma[count], for_beta[count], result[count];
             unrolled<count>([&](auto k) {
-              const V d = load<V>(x + k * n + i) - center.of_row[k];
-              V g = load<V>(dy + k * n + i);
+              const V d = load<V>(x + k * stride + i) - center.of_row[k];
+              V g = load<V>(dy + k * stride + i);
               for_gamma[k] = g * (d * scale.of_row[k] + shift.of_row[k]);
               for_beta[k] = g;
               if constexpr (with_gamma) g *= load<V>(gamma + i);
               result[k] = (g * on_dy.of_row[k] + d * on_x.of_row[k]) + constant.of_row[k];
-              if constexpr (k > 0) store<stream>(dx + k * n + i, result[k]);
+              if constexpr (k > 0) store<stream>(dx + k * stride + i, result[k]);
             });
             const auto add = [=](T* sums, const V* v) {
               V sum = v[0];
@@ -867,15 +880,14 @@ void row_gradient_apply(const Backward& b, const void* gamma_data, index_t apart
             return result[0];
           });
         };
-        // Streamed stores need the other rows at the first one's place in a line.
-        if (apart == 0 && (!stream || n * index_t(sizeof(T)) % line_bytes == 0)) {
+        if constexpr (by_four) {
           four_rows(0, rows, visit);
         } else {
           for (index_t row = 0; row < rows; ++row) visit(row, Flag<false>{});
         }
         if (stream) end_of_stream();
       },
-      gamma_data != nullptr, b.stream);
+      gamma_data != nullptr, apart == 0 && (!b.stream || on_lines), b.stream);
 }
 
 // Adds n sums in T to those in double and starts them anew.

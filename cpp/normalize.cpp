@@ -23,6 +23,7 @@ constexpr index_t stream_from_bytes = 16 << 20;  // outputs that no cache will h
 constexpr index_t most_chunks = 64;
 constexpr index_t backwards_bytes = 1 << 20;  // shorter pieces disturb the hardware's prefetching
 constexpr index_t hot_bytes = 1 << 16;        // of rows or groups that are visited twice
+constexpr index_t few_long_rows = 64, long_row = 8192;
 
 index_t size_of(Dtype dtype) {
   return dtype == Dtype::float32 ? 4 : 8;
@@ -587,8 +588,8 @@ void row_gradients(const Settings& settings, const LayerNorm& n, index_t run, co
                                         nullptr, totals[0], totals[1], coefficients[0],
                                         coefficients[3], coefficients[4], coefficients[5]);
           const index_t in_sums = (g - group) * columns;
-          kernels.row_gradient_apply(b, gamma, apart, rows, columns, at(floats[0], in_sums, item),
-                                     at(floats[1], in_sums, item));
+          kernels.row_gradient_apply(b, gamma, apart, rows, columns, columns,
+                                     at(floats[0], in_sums, item), at(floats[1], in_sums, item));
         }
         if ((end - chunk.begin) % 64 == 0 || end == chunk.end) {
           kernels.flush_sums(floats[0], width, gammas[k] + offset);
@@ -602,7 +603,6 @@ void row_gradients(const Settings& settings, const LayerNorm& n, index_t run, co
     const index_t count = mine.end - mine.begin, first = mine.begin * run;
     const Scratch joined(1, count);
     const auto finish = [&](const Scratch& sums, void* gradient) {
-      if (gradient == nullptr) return;
       for (index_t k = 1; k < chunks.count; ++k) {
         kernels.add_sums(count * run, sums[k] + first, sums[0] + first);
       }
@@ -615,6 +615,64 @@ void row_gradients(const Settings& settings, const LayerNorm& n, index_t run, co
     finish(gammas, dgamma);
     finish(betas, dbeta);
   });
+}
+
+// The same of few long rows, whose elements the threads share: the sums of all rows, then dx, and
+// dgamma and dbeta of the columns that a thread has.
+void long_row_gradients(const Settings& settings, const LayerNorm& n, const void* dy, void* dx,
+                        void* dgamma, void* dbeta) {
+  const Norm& kernels = settings.table->norm[size_t(n.dtype)];
+  const index_t item = size_of(n.dtype), bytes = n.rows * n.columns * item;
+  const Chunks pieces(n.columns, 1 << 15, 64), slices(n.columns, 1 << 11, 64, n.columns);
+  const Scratch coefficients(6, n.rows);
+  const Scratch sums(pieces.count, n.rows), products(pieces.count, n.rows);
+  const auto from = [&](index_t element) {
+    return backward_of(at(dy, element, item), at(n.x, element, item), at(dx, element, item),
+                       coefficients, streams(bytes));
+  };
+  // For its floating-point environment.
+  parallel_for(settings, 0, [&](int, int) {
+    kernels.forward_coefficients(n.rows, n.eps, n.mean, n.variance, nullptr, nullptr,
+                                 coefficients[0], coefficients[1], coefficients[2]);
+  });
+  parallel_for(settings, 2 * bytes, [&](int part, int parts) {
+    const Range mine = share(n.rows * pieces.count, part, parts);
+    for (index_t i = mine.begin; i < mine.end; ++i) {
+      const index_t row = i / pieces.count, k = i % pieces.count;
+      const Range piece = pieces(k, n.columns);
+      Backward b = from(row * n.columns + piece.begin);
+      b.center = at(b.center, row, item);
+      kernels.row_gradient_sums(b, at(n.gamma, piece.begin, item), 0, 1, piece.end - piece.begin,
+                                sums[k] + row, products[k] + row);
+    }
+  });
+  parallel_for(settings, 0, [&](int, int) {
+    for (index_t k = 1; k < pieces.count; ++k) {
+      kernels.add_sums(n.rows, sums[k], sums[0]);
+      kernels.add_sums(n.rows, products[k], products[0]);
+    }
+    if (!n.centered) std::fill_n(sums[0], n.rows, 0.0);
+    kernels.backward_coefficients(n.rows, n.eps, double(n.columns), n.mean, n.variance, nullptr,
+                                  sums[0], products[0], coefficients[0], coefficients[3],
+                                  coefficients[4], coefficients[5]);
+  });
+  parallel_for(settings, 3 * bytes, [&](int part, int parts) {
+    const Range mine = share(slices.count, part, parts);
+    for (index_t i = mine.begin; i < mine.end; ++i) {
+      const Range slice = slices(i, n.columns);
+      const index_t c = slice.begin, width = slice.end - c;
+      for (void* gradient : {dgamma, dbeta}) {
+        std::fill_n(static_cast<char*>(at(gradient, c, item)), width * item, char(0));
+      }
+      kernels.row_gradient_apply(from(c), at(n.gamma, c, item), 0, n.rows, n.columns, width,
+                                 at(dgamma, c, item), at(dbeta, c, item));
+    }
+  });
+}
+
+// Of several channels: a single short run is a row with one gamma.
+bool short_runs(const GroupNorm& n) {
+  return n.inner <= few_columns && n.channels > 1;
 }
 
 // Groups of short runs as rows, with gamma and beta of every element.
@@ -655,7 +713,7 @@ void batch_norm_backward(const Settings& settings, const BatchNorm& n, const voi
 }
 
 void group_norm(const Settings& settings, const GroupNorm& n, void* y) {
-  if (n.inner <= few_columns) return layer_norm(settings, *GroupsAsRows(n), y);
+  if (short_runs(n)) return layer_norm(settings, *GroupsAsRows(n), y);
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = size_of(n.dtype), run = n.inner, group = n.channels * n.inner;
   const index_t bytes = n.samples * n.groups * group * item;
@@ -685,7 +743,7 @@ void group_norm_backward(const Settings& settings, const GroupNorm& n, const voi
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = size_of(n.dtype), run = n.inner, group = n.channels * n.inner;
   const index_t bytes = n.samples * n.groups * group * item, channels = n.groups * n.channels;
-  if (n.inner <= few_columns) {
+  if (short_runs(n)) {
     return row_gradients(settings, *GroupsAsRows(n), n.inner, dy, dx, dgamma, dbeta);
   }
   const Scratch sums(n.samples, channels), products(n.samples, channels);
@@ -701,11 +759,21 @@ void group_norm_backward(const Settings& settings, const GroupNorm& n, const voi
       const index_t first = g * group;
       const Backward b = backward_of(at(dy, first, item), at(n.x, first, item), at(dx, first, item),
                                      coefficients, streams(bytes));
-      kernels.gradient_sums(b, {1, run, run}, count, run, sum, product);
-      kernels.group_coefficients(end - g, n.channels, n.eps, double(group), n.mean + g,
-                                 n.variance + g, at(n.gamma, c, item), sum, product,
-                                 coefficients[0], coefficients[3], coefficients[4],
-                                 coefficients[5]);
+      if (run <= few_columns) {
+        kernels.row_gradient_sums(b, nullptr, 0, count, run, sum, product);
+      } else {
+        kernels.gradient_sums(b, {1, run, run}, count, run, sum, product);
+      }
+      if (n.channels == 1) {
+        kernels.backward_coefficients(count, n.eps, double(group), n.mean + g, n.variance + g,
+                                      at(n.gamma, c, item), sum, product, coefficients[0],
+                                      coefficients[3], coefficients[4], coefficients[5]);
+      } else {
+        kernels.group_coefficients(end - g, n.channels, n.eps, double(group), n.mean + g,
+                                   n.variance + g, at(n.gamma, c, item), sum, product,
+                                   coefficients[0], coefficients[3], coefficients[4],
+                                   coefficients[5]);
+      }
       kernels.gradient_apply(b, {count, run, run}, 1);
     });
   });
@@ -749,6 +817,9 @@ void layer_norm(const Settings& settings, const LayerNorm& n, void* y) {
 
 void layer_norm_backward(const Settings& settings, const LayerNorm& n, const void* dy, void* dx,
                          void* dgamma, void* dbeta) {
+  if (n.rows < few_long_rows && n.columns >= long_row) {
+    return long_row_gradients(settings, n, dy, dx, dgamma, dbeta);
+  }
   row_gradients(settings, n, 1, dy, dx, dgamma, dbeta);
 }
 

@@ -34,11 +34,11 @@ struct Constant {
   constexpr operator index_t() const { return i; }
 };
 template <class F, int... i>
-void unrolled(F f, Indices<i...>) {
+[[gnu::always_inline]] inline void unrolled(F f, Indices<i...>) {
   (f(Constant<i>{}), ...);
 }
 template <int n, class F>
-void unrolled(F f) {
+[[gnu::always_inline]] inline void unrolled(F f) {
   unrolled(f, CountTo<n>{});
 }
 
