@@ -304,15 +304,18 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
   });
 }
 
+template <class T>
+using FewColumns = Tile<T, few_columns>;
+
 // Of rows that lie one after the other.
 template <class T>
 void moments_of_few(const T* x, index_t rows, index_t columns, bool centered,
                     double* __restrict mean, double* __restrict m2) {
-  constexpr index_t height = Tile<T>::rows;
+  constexpr index_t height = FewColumns<T>::rows;
   const double elements = double(columns);
   for (index_t row = 0; row < rows; row += height) {
     const index_t count = row + height <= rows ? height : rows - row;
-    Tile<T> tile;
+    FewColumns<T> tile;
     load_columns(x + row * columns, rows - row, columns, tile);
     Vector<T> center{}, sum{}, square{};
     if (centered) {
@@ -779,8 +782,8 @@ void row_gradient_sums(const Backward& b, const void* gamma_data, index_t apart,
   with_flags(
       [&](auto with_gamma, auto few) {
         if constexpr (few) {
-          constexpr index_t height = Tile<T>::rows;
-          Tile<T> dy, x, gamma;
+          constexpr index_t height = FewColumns<T>::rows;
+          FewColumns<T> dy, x, gamma;
           for (index_t row = 0; row < rows; row += height) {
             const index_t count = row + height <= rows ? height : rows - row;
             load_columns(all_dy + row * n, rows - row, n, dy);

@@ -209,8 +209,22 @@ RowSums<T> exp_row(const T* const (&rows)[inputs], T max, T* out, index_t n) {
   return {T(sum), T(q_sum), T(q_x_sum)};
 }
 
+// Rows of so many classes are worked on across the rows.
+constexpr index_t few_classes = 128;
 template <class T>
-Vector<T> column_maximum(const Tile<T>& tile, index_t columns) {
+using FewClasses = Tile<T, few_classes>;
+
+// Sums of parts are added: one long sum would round as often as it has terms.
+template <class Visit>
+void in_parts(index_t columns, Visit visit) {
+  constexpr index_t part = 16;
+  for (index_t begin = 0; begin < columns; begin += part) {
+    visit(begin, begin + part < columns ? begin + part : columns);
+  }
+}
+
+template <class T>
+Vector<T> column_maximum(const FewClasses<T>& tile, index_t columns) {
   Vector<T> largest = tile.column[0];
   for (index_t c = 1; c < columns; ++c) largest = larger<T>(tile.column[c], largest);
   return largest;
@@ -220,19 +234,23 @@ template <class T, bool logarithm>
 void softmax(const void* x_data, void* y_data, index_t rows, index_t columns) {
   const T* x = static_cast<const T*>(x_data);
   T* y = static_cast<T*>(y_data);
-  if (columns <= few_columns) {
-    constexpr index_t width = Tile<T>::rows;
+  if (columns <= few_classes) {
+    constexpr index_t width = FewClasses<T>::rows;
     for (index_t row = 0; row < rows; row += width) {
       const index_t count = rows - row < width ? rows - row : width;
-      Tile<T> tile;
+      FewClasses<T> tile;
       load_columns(x + row * columns, rows - row, columns, tile);
       const Vector<T> max = column_maximum(tile, columns);
       Vector<T> sum{};
-      for (index_t c = 0; c < columns; ++c) {
-        const Vector<T> shifted = tile.column[c] - max, e = exp<T>(shifted);
-        sum += e;
-        tile.column[c] = logarithm ? shifted : e;
-      }
+      in_parts(columns, [&](index_t begin, index_t end) {
+        Vector<T> part{};
+        for (index_t c = begin; c < end; ++c) {
+          const Vector<T> shifted = tile.column[c] - max, e = exp<T>(shifted);
+          part += e;
+          tile.column[c] = logarithm ? shifted : e;
+        }
+        sum += part;
+      });
       const Vector<T> normalizer = logarithm ? log<T>(sum) : T(1) / sum;
       for (index_t c = 0; c < columns; ++c) {
         Vector<T>& v = tile.column[c];
@@ -266,7 +284,7 @@ void softmax(const void* x_data, void* y_data, index_t rows, index_t columns) {
 
 template <class T, Target target>
 void cross_entropy_few(const CrossEntropy& task, index_t begin, index_t end) {
-  constexpr index_t width = Tile<T>::rows;
+  constexpr index_t width = FewClasses<T>::rows;
   const index_t columns = task.columns;
   const T scale = T(task.scale);
   const T* const class_weight = static_cast<const T*>(task.class_weight);
@@ -275,7 +293,7 @@ void cross_entropy_few(const CrossEntropy& task, index_t begin, index_t end) {
     const index_t count = end - row < width ? end - row : width;
     const T* const x = static_cast<const T*>(task.logits) + row * columns;
     T* const gradient = static_cast<T*>(task.gradient) + row * columns;
-    Tile<T> tile, q_tile;
+    FewClasses<T> tile, q_tile;
     load_columns(x, end - row, columns, tile);
     if constexpr (target == probabilities) {
       load_columns(static_cast<const T*>(task.probabilities) + row * columns, end - row, columns,
@@ -294,17 +312,23 @@ void cross_entropy_few(const CrossEntropy& task, index_t begin, index_t end) {
       q_x_sum = unless_zero<T>(q_sum, label_x - max);
       q_sum += T(task.base_sum);
     }
-    for (index_t c = 0; c < columns; ++c) {
-      const Vector<T> shifted = tile.column[c] - max;
-      tile.column[c] = exp<T>(shifted);
-      sum += tile.column[c];
-      if constexpr (target == smoothed) q_x_sum += unless_zero<T>(all(base[c]), shifted);
-      if constexpr (target == probabilities) {
-        q_tile.column[c] = q_tile.column[c] * class_weight[c] + base[c];
-        q_sum += q_tile.column[c];
-        q_x_sum += unless_zero<T>(q_tile.column[c], shifted);
+    in_parts(columns, [&](index_t first, index_t last) {
+      Vector<T> part{}, q_part{}, q_x_part{};
+      for (index_t c = first; c < last; ++c) {
+        const Vector<T> shifted = tile.column[c] - max;
+        tile.column[c] = exp<T>(shifted);
+        part += tile.column[c];
+        if constexpr (target == smoothed) q_x_part += unless_zero<T>(all(base[c]), shifted);
+        if constexpr (target == probabilities) {
+          q_tile.column[c] = q_tile.column[c] * class_weight[c] + base[c];
+          q_part += q_tile.column[c];
+          q_x_part += unless_zero<T>(q_tile.column[c], shifted);
+        }
       }
-    }
+      sum += part;
+      q_sum += q_part;
+      q_x_sum += q_x_part;
+    });
     const Vector<T> losses = q_sum * log<T>(sum) - q_x_sum, factor = q_sum * scale / sum;
     for (index_t c = 0; c < columns; ++c) {
       tile.column[c] *= factor;
@@ -381,7 +405,7 @@ void cross_entropy_rows(const CrossEntropy& task, index_t begin, index_t end) {
 
 template <class T>
 void cross_entropy(const CrossEntropy& task, index_t begin, index_t end) {
-  const bool few = task.columns <= few_columns;
+  const bool few = task.columns <= few_classes;
   const auto run =
       task.probabilities != nullptr
           ? (few ? cross_entropy_few<T, probabilities> : cross_entropy_rows<T, probabilities>)

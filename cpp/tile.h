@@ -1,10 +1,10 @@
 // A few rows of a few columns, held as a vector for each column. Included by kernels.cpp inside the
 // namespace of one ISA.
 
-template <class T>
+template <class T, index_t most>
 struct Tile {
   static constexpr index_t rows = vector_bytes / index_t(sizeof(T));
-  Vector<T> column[few_columns];
+  Vector<T> column[most];
 };
 
 template <class T, int... k>
@@ -35,12 +35,12 @@ void transpose(Vector<T>* v) {
 
 // The first rows of those that are left. A row's load may reach into the next rows, but not past
 // the last one.
-template <class T>
-void load_columns(const T* from, index_t rows_left, index_t columns, Tile<T>& tile) {
-  constexpr index_t width = Tile<T>::rows;
+template <class T, index_t most>
+void load_columns(const T* from, index_t rows_left, index_t columns, Tile<T, most>& tile) {
+  constexpr index_t width = Tile<T, most>::rows;
   const index_t rows = rows_left < width ? rows_left : width, n = rows * columns;
   const index_t reach = (width - 1) * columns + (columns + width - 1) / width * width;
-  T padded[width * few_columns + width];
+  T padded[width * most + width];
   if (reach > rows_left * columns) {
     __builtin_memcpy(padded, from, sizeof(T) * static_cast<__SIZE_TYPE__>(n));
     for (index_t i = n; i < reach; ++i) padded[i] = 0;
@@ -54,15 +54,18 @@ void load_columns(const T* from, index_t rows_left, index_t columns, Tile<T>& ti
   }
 }
 
-template <class T>
-void store_columns(Tile<T>& tile, T* to, index_t rows, index_t columns) {
-  constexpr index_t width = Tile<T>::rows;
-  T padded[width * few_columns + width];
+template <class T, index_t most>
+void store_columns(Tile<T, most>& tile, T* to, index_t rows, index_t columns) {
+  constexpr index_t width = Tile<T, most>::rows;
+  T padded[width * most + width];
+  T* const rows_to = columns % width == 0 ? to : padded;
   for (index_t c = 0; c < columns; c += width) transpose<T>(tile.column + c);
   for (index_t r = 0; r < rows; ++r) {  // a row's padding is under the next row
     for (index_t c = 0; c < columns; c += width) {
-      store<false>(padded + r * columns + c, tile.column[c + r]);
+      store<false>(rows_to + r * columns + c, tile.column[c + r]);
     }
   }
-  __builtin_memcpy(to, padded, sizeof(T) * static_cast<__SIZE_TYPE__>(rows * columns));
+  if (rows_to != to) {
+    __builtin_memcpy(to, padded, sizeof(T) * static_cast<__SIZE_TYPE__>(rows * columns));
+  }
 }

@@ -14,8 +14,8 @@ import fastopt.losses
 from fastopt import _core, reference
 from fastopt.losses import l2_penalty, log_softmax, mse, softmax, softmax_cross_entropy
 
-# Around every vector width, the switch from columns to rows at 32, and the blocks of 1024.
-CLASSES = [1, 2, 3, 7, 8, 10, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 1000, 1024, 1025, 2100]
+# Around every vector width, the switch from columns to rows at 128, and the blocks of 1024.
+CLASSES = [1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 65, 100, 127, 128, 129, 1000, 1024, 1025, 2100]
 DTYPES = [np.float32, np.float64]
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
