@@ -42,7 +42,9 @@ def measured_alone(row: Row, threads: int, effort: Effort) -> Result:
 
     def child() -> None:
         peers.use_threads(threads)
-        sender.send((interleave.measure(row, threads, effort).seconds, peers.LEFT_OUT))
+        seconds = interleave.measure(row, threads, effort).seconds
+        peers.check_threads(threads)
+        sender.send((seconds, peers.LEFT_OUT))
 
     process = context.Process(target=child)
     process.start()

@@ -45,6 +45,11 @@ def cross_entropy_row(rows: int, classes: int, at_least: float, out: bool) -> Ro
 
 
 def rows() -> Iterator[Row]:
-    for count, classes, at_least in ((256, 1000, 2.0), (4096, 10, 10.0), (2048, 32000, 4.0)):
+    for count, classes, at_least in (
+        (256, 1000, 2.0),
+        (4096, 10, 10.0),
+        (1024, 100, 1.5),
+        (2048, 32000, 4.0),
+    ):
         for out in (False, True):
             yield cross_entropy_row(count, classes, at_least, out)

@@ -48,10 +48,16 @@ def use_threads(count: int) -> None:
     """Hold every library to so many threads, and the process to so many processors."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])  # the only way to hold JAX
     fastopt.set_config(num_threads=count)
+    if numba is not None:  # before torch, whose number of threads it changes
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
     if torch is not None:
         torch.set_num_threads(count)
-    if numba is not None:
-        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
+def check_threads(count: int) -> None:
+    """After a measurement: every library still has as many threads as it was given."""
+    if torch is not None and torch.get_num_threads() != count:
+        raise RuntimeError(f"torch has {torch.get_num_threads()} threads, expected {count}")
 
 
 @dataclass(frozen=True)
