@@ -390,7 +390,7 @@ void bind_norm(py::module_& m) {
   m.def("layer_norm", &layer_norm_forward);
   m.def("layer_norm_backward", &layer_norm_gradient);
   m.def("empty_cache", &empty_cache,
-        "Return the memory kept for coming outputs to the system; arrays in use are not touched.");
+        "Return the memory kept for coming calls to the system; arrays in use are not touched.");
   py::module_::import("atexit").attr("register")(py::cpp_function(&close_cache));
 }
 

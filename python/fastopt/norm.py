@@ -973,10 +973,10 @@ def rms_norm_backward(
 
 def empty_cache() -> None:
     """
-    Return the memory that is kept for coming outputs to the system.
+    Return the memory that is kept for coming calls to the system.
 
-    The memory of a large output that was dropped is used again for the next one of its size; up
-    to 1 GiB is kept. Arrays in use are not touched.
+    The memory of a large output that was dropped, and of a large scratch array, is used again for
+    the next one of its size; up to 1 GiB is kept. Arrays in use are not touched.
 
     Examples
     --------
