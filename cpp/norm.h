@@ -217,20 +217,16 @@ inline void merge(double count_a, double* mean_a, double* m2_a, double count_b,
   }
 }
 
-// The mean of some elements of a block, from all over it: an eighth of a run, or of many short
-// runs.
+// The mean of an eighth of a block's elements, from all over it.
 template <class T>
 T center_of(const T* x, index_t stride, index_t count, const Tail<T>& tail) {
   constexpr index_t part = 8;
   const index_t lanes = lanes_of<T>, in_run = tail.n / lanes;
   Sums<T> sum;
   index_t some = 0;
-  const auto add = [&](const T* from) {
+  for (index_t i = 0; i < count * in_run; i += part, ++some) {
+    const T* const from = x + i / in_run * stride + i % in_run * lanes;
     unrolled<registers>([&](auto r) { sum.part[r] += load<Vector<T>>(from + r * width_of<T>); });
-    ++some;
-  };
-  for (index_t i = 0; i < count * in_run; i += part) {
-    add(x + i / in_run * stride + i % in_run * lanes);
   }
   return T(sum.total() / double(some * lanes));
 }

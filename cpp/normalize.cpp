@@ -12,14 +12,13 @@ namespace {
 
 // Measured on Zen 4 with 1 MiB of L2 per core. What decides about partial sums is fixed by the
 // shape, so the bits are the same on every machine.
-constexpr index_t slab_bytes = 5 << 18;   // a channel this large stays in the cache
-constexpr index_t slice_bytes = 1 << 18;  // of columns that are visited twice
-constexpr index_t page_bytes = 4096;      // shorter parts of rows disturb prefetching
-constexpr index_t few_rows = 256;         // too few for sums of parts of them
-constexpr index_t few_wide_rows = 512;
-constexpr index_t chunk_rows = 128;
-constexpr index_t unit_bytes = 256;              // of a row, for each thread
-constexpr index_t stream_from_bytes = 16 << 20;  // outputs that no cache will hold
+constexpr index_t slab_bytes = 5 << 18;                 // a channel this large stays in the cache
+constexpr index_t slice_bytes = 1 << 18;                // of columns that are visited twice
+constexpr index_t page_bytes = 4096;                    // shorter parts of rows disturb prefetching
+constexpr index_t few_rows = 256, few_wide_rows = 512;  // below that, slices are faster
+constexpr index_t chunk_rows = 128;                     // that have sums of their own
+constexpr index_t unit_bytes = 256;                     // of a row, for each thread
+constexpr index_t stream_from_bytes = 16 << 20;         // outputs that no cache will hold
 constexpr index_t most_chunks = 64;
 constexpr index_t backwards_bytes = 1 << 20;  // shorter pieces disturb the hardware's prefetching
 constexpr index_t hot_bytes = 1 << 16;        // of rows or groups that are visited twice
