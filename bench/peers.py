@@ -55,7 +55,7 @@ def use_threads(count: int) -> None:
 
 
 def check_threads(count: int) -> None:
-    """After a measurement: every library still has as many threads as it was given."""
+    """Raise RuntimeError if another library has changed torch's number of threads."""
     if torch is not None and torch.get_num_threads() != count:
         raise RuntimeError(f"torch has {torch.get_num_threads()} threads, expected {count}")
 

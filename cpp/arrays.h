@@ -1,4 +1,4 @@
-// What the library asks of a NumPy array, and how it says that an array is not so.
+// What the library asks of a NumPy array, how it says that an array is not so, and new arrays.
 #pragma once
 
 #include <pybind11/numpy.h>

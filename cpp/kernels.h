@@ -12,7 +12,7 @@ enum class Dtype { float32, float64 };
 // strided tiles and reductions all use the same blocks, so results do not depend on who does what.
 constexpr index_t block = 1024;
 
-// Rows of so few columns are worked on with a vector across the rows instead of one along them.
+// Norms work on rows of so few columns with a vector across the rows instead of one along them.
 constexpr index_t few_columns = 32;
 
 // An optimizer's update of one array: streams are gradient, parameter, state...

@@ -515,7 +515,8 @@ void gradient_apply(const Backward& b, Runs runs, index_t coefficient_stride) {
 // --- statistics along columns: rows of `columns` neighbours, `stride` apart ---
 
 // Sums in T are moved to double after this many rows.
-constexpr index_t block_rows = 64, center_rows = 8;
+constexpr index_t block_rows = 64;
+constexpr index_t center_rows = 8;  // of the first block, for its center
 
 // Where to prefetch while column c of row k in a group of four rows is read, in elements from the
 // group's first: rows without gaps are prefetched in the order of memory, as DRAM likes it.
@@ -974,11 +975,12 @@ void backward_coefficients(index_t n, double eps, double count, const double* __
           const double inverse = 1 / sqrt(variance[i] + eps);
           const double weight = (with_gamma ? double(gamma[i]) : 1) * inverse;
           const double dot = (products[i] - rest * sums[i]) * inverse;
-          const double slope = -weight * inverse * dot * each;
+          // 0 - x is no negative zero: in evaluation a dx of 0 has the same sign in every batch.
+          const double slope = 0 - weight * inverse * dot * each;
           products[i] = dot;
           on_dy[i] = T(weight);
           on_x[i] = T(slope);
-          constant[i] = T(-weight * sums[i] * each - slope * rest);
+          constant[i] = T(0 - weight * sums[i] * each - slope * rest);
         }
       },
       gamma != nullptr);

@@ -22,7 +22,8 @@ constexpr index_t stream_from_bytes = 16 << 20;         // outputs that no cache
 constexpr index_t most_chunks = 64;
 constexpr index_t backwards_bytes = 1 << 20;  // shorter pieces disturb the hardware's prefetching
 constexpr index_t hot_bytes = 1 << 16;        // of rows or groups that are visited twice
-constexpr index_t few_long_rows = 64, long_row = 8192;
+constexpr index_t few_long_rows = 64, long_row = 8192;  // so few need no sums in double
+constexpr index_t long_row_piece = 1 << 15, long_row_slice = 1 << 11;  // of which threads take some
 
 index_t size_of(Dtype dtype) {
   return dtype == Dtype::float32 ? 4 : 8;
@@ -622,7 +623,8 @@ void long_row_gradients(const Settings& settings, const LayerNorm& n, const void
                         void* dgamma, void* dbeta) {
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = size_of(n.dtype), bytes = n.rows * n.columns * item;
-  const Chunks pieces(n.columns, 1 << 15, 64), slices(n.columns, 1 << 11, 64, n.columns);
+  const Chunks pieces(n.columns, long_row_piece, 64);
+  const Chunks slices(n.columns, long_row_slice, 64, n.columns);
   const Scratch coefficients(6, n.rows);
   const Scratch sums(pieces.count, n.rows), products(pieces.count, n.rows);
   const auto from = [&](index_t element) {
@@ -763,7 +765,7 @@ void group_norm_backward(const Settings& settings, const GroupNorm& n, const voi
       } else {
         kernels.gradient_sums(b, {1, run, run}, count, run, sum, product);
       }
-      if (n.channels == 1) {
+      if (n.channels == 1) {  // many at a time, not one by one
         kernels.backward_coefficients(count, n.eps, double(group), n.mean + g, n.variance + g,
                                       at(n.gamma, c, item), sum, product, coefficients[0],
                                       coefficients[3], coefficients[4], coefficients[5]);
