@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*)
+SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*/*)
 
 .DELETE_ON_ERROR:
 .PHONY: test test-torch test-isas test-qemu test-aarch64 test-exhaustive test-sanitized demo docs \
@@ -38,8 +38,8 @@ test-qemu: $(VENV)/.installed
 	$(BIN)/python tests/test_smoke.py
 
 # The kernels for aarch64, emulated, have the bits of those for this processor.
-KERNELS = $(addprefix cpp/,kernels.cpp dispatch.cpp parallel.cpp memory.cpp step.cpp normalize.cpp losses.cpp)
-KERNEL_FLAGS = -std=c++20 -O3 -fopenmp-simd -ffp-contract=off -fno-math-errno -fno-trapping-math
+KERNELS = cpp/kernels/kernels.cpp $(wildcard cpp/core/*.cpp)
+KERNEL_FLAGS = -std=c++20 -Icpp -O3 -fopenmp-simd -ffp-contract=off -fno-math-errno -fno-trapping-math
 test-aarch64:
 	mkdir -p build/bits
 	$(CXX) $(KERNEL_FLAGS) -DFASTOPT_ISA=baseline '-DFASTOPT_ISAS=X(baseline)' \
@@ -97,7 +97,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror cpp/*.h cpp/*.cpp bench/*.cpp tests/*.cpp
+	$(BIN)/clang-format --dry-run --Werror cpp/*/*.h cpp/*/*.cpp bench/*.cpp tests/*.cpp
 
 # With its OpenMP runtime inside, so that it runs where no compiler is installed.
 wheel: $(VENV)/.installed

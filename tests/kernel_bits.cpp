@@ -7,10 +7,10 @@
 #include <string_view>
 #include <vector>
 
-#include "../cpp/dispatch.h"
-#include "../cpp/losses.h"
-#include "../cpp/normalize.h"
-#include "../cpp/step.h"
+#include "core/dispatch.h"
+#include "core/losses.h"
+#include "core/norm.h"
+#include "core/step.h"
 
 namespace {
 

@@ -5,8 +5,8 @@
 #include <optional>
 
 #include "arrays.h"
-#include "losses.h"
-#include "settings.h"
+#include "config.h"
+#include "core/losses.h"
 
 namespace fastopt {
 namespace {

@@ -1,7 +1,7 @@
 // The only threads of the library, and the floating-point environment in which kernels run.
 #pragma once
 
-#include "kernels.h"
+#include "kernels/table.h"
 
 namespace fastopt {
 

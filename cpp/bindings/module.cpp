@@ -1,10 +1,10 @@
 // The Python module: settings, bound optimizers, and what the bind_ files add.
 #include <pybind11/stl.h>
 
-#include "dispatch.h"
-#include "parallel.h"
+#include "config.h"
+#include "core/dispatch.h"
+#include "core/parallel.h"
 #include "plan.h"
-#include "settings.h"
 
 namespace fastopt {
 

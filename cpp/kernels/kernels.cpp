@@ -1,7 +1,7 @@
 // The one translation unit that is compiled once per instruction set, with FASTOPT_ISA as its name.
 // No standard header and no external symbol but the table: whatever the linker could merge with
 // another object's copy could carry this object's instructions to a processor without them.
-#include "kernels.h"
+#include "table.h"
 
 namespace fastopt::FASTOPT_ISA {
 namespace {
@@ -25,7 +25,7 @@ constexpr int count_words(const char* text) {
 }
 
 #include "norm.h"
-#include "optimizers.h"
+#include "rules.h"
 
 // The only loop over the elements of a step.
 template <class F, class T, class... S>

@@ -4,7 +4,7 @@
 #include <span>
 #include <string_view>
 
-#include "kernels.h"
+#include "kernels/table.h"
 
 namespace fastopt {
 

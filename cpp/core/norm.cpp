@@ -1,4 +1,4 @@
-#include "normalize.h"
+#include "norm.h"
 
 #include <algorithm>
 #include <limits>

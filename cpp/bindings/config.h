@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "parallel.h"
+#include "core/parallel.h"
 
 namespace fastopt {
 

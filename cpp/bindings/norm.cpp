@@ -1,11 +1,11 @@
-// Normalization from Python: looks at the arrays, releases the GIL, calls normalize.h. Python has
+// Normalization from Python: looks at the arrays, releases the GIL, calls core/norm.h. Python has
 // brought x, and what has its shape, into C order and counts outer, channels and inner.
 #include <pybind11/stl.h>
 
 #include "arrays.h"
-#include "memory.h"
-#include "normalize.h"
-#include "settings.h"
+#include "config.h"
+#include "core/memory.h"
+#include "core/norm.h"
 
 namespace fastopt {
 namespace {

@@ -5,7 +5,7 @@
 #include <iterator>
 #include <sstream>
 
-#include "dispatch.h"
+#include "core/dispatch.h"
 
 namespace fastopt {
 namespace {

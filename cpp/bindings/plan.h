@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "arrays.h"
-#include "step.h"
+#include "core/step.h"
 
 namespace fastopt {
 

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
-#include "memory.h"
+#include "core/memory.h"
+#include "kernels/table.h"
 
 namespace fastopt {
 
