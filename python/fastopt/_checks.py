@@ -1,0 +1,91 @@
+"""
+Checks of plain arguments: each returns the value in its own type, or raises what was expected.
+
+``where`` begins the message and names the argument: ``"SGD: lr"`` makes
+``SGD: lr is -1, expected a finite number >= 0``.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+
+
+def shown(value: object) -> str:
+    """Return the repr of a value, shortened: a message stays readable whatever it is about."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an int of more digits than Python writes
+        return f"a huge {type(value).__name__}"
+
+
+def number(
+    where: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+    infinite: bool = False,
+) -> float:
+    """Return a float from low (`above` it) to high (`below` it), finite unless `infinite`."""
+    error: type[Exception] = TypeError
+    if isinstance(value, Real) and not isinstance(value, bool):
+        error = ValueError
+        try:
+            result = float(value)
+        except OverflowError:
+            result = math.nan
+        if (
+            (low < result if above else low <= result)
+            and (result < high if below else result <= high)
+            and (infinite or math.isfinite(result))
+        ):
+            return result
+    if high < math.inf:
+        expected = f"a number in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
+    else:
+        expected = "a number" if infinite else "a finite number"
+        if low > -math.inf:
+            expected += f" {'>' if above else '>='} {low:g}"
+    raise error(f"{where} is {shown(value)}, expected {expected}")
+
+
+def integer(where: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """Return an int from low to high."""
+    error: type[Exception] = TypeError
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        error = ValueError
+        result = int(value)
+        if (low is None or low <= result) and (high is None or result <= high):
+            return result
+    expected = "an integer"
+    if low is not None:
+        expected += f" >= {low}" if high is None else f" from {low} to {high}"
+    raise error(f"{where} is {shown(value)}, expected {expected}")
+
+
+def switch(where: str, value: Any) -> bool:
+    """Return a bool."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise TypeError(f"{where} is {shown(value)}, expected a bool")
+
+
+def choice(where: str, value: Any, choices: Sequence[str]) -> str:
+    """Return one of the choices."""
+    if isinstance(value, str) and value in choices:
+        return str(value)
+    *first, last = map(repr, choices)
+    expected = f"{', '.join(first)} or {last}" if first else last
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(f"{where} is {shown(value)}, expected {expected}")
