@@ -133,6 +133,74 @@ inline void check_like(const py::array& array, const py::array& model, const std
   }
 }
 
+// True if an element of one is an element of the other; slices of one array may interleave.
+inline bool share_memory(const py::array& a, const py::array& b) {
+  if (a.size() == 0 || b.size() == 0) return false;
+  const Extent p(a), q(b);
+  if (p.begin >= q.end || q.begin >= p.end) return false;
+  constexpr int dense = py::array::c_style | py::array::f_style;
+  if ((a.flags() & dense) && (b.flags() & dense)) return true;
+  // Of plain arrays: a subclass could take the call over.
+  const auto plain = [](const py::array& array) {
+    return py::array(array.dtype(), {array.shape(), array.shape() + array.ndim()},
+                     {array.strides(), array.strides() + array.ndim()}, array.data(), array);
+  };
+  return py::module_::import("numpy").attr("shares_memory")(plain(a), plain(b)).cast<bool>();
+}
+
+// The arrays of one call as the user gave them, not copies in another order: one that is written
+// shares no memory with another.
+class Overlaps {
+ public:
+  enum Use {
+    read,
+    read_first,  // each element before it is written: an output may be the array as a whole
+    written,
+  };
+
+  void add(const char* name, const py::array& array, Use use) {
+    arguments_.push_back({name, array, use});
+  }
+
+  // After all were added, and before anything is written.
+  void check(const std::string& caller) const {
+    for (const Argument& output : arguments_) {
+      if (output.use != written) continue;
+      if (overlaps_itself(output.array)) {
+        fail<py::value_error>(caller, ": ", output.name,
+                              " has elements that share memory (strides ",
+                              text(output.array.attr("strides")), ")");
+      }
+      for (const Argument& other : arguments_) {
+        if (&other == &output || (other.use == read_first && same(output.array, other.array))) {
+          continue;
+        }
+        if (share_memory(output.array, other.array)) {
+          fail<py::value_error>(caller, ": ", output.name, " overlaps ", other.name, " in memory");
+        }
+      }
+    }
+  }
+
+ private:
+  struct Argument {
+    const char* name;
+    py::array array;
+    Use use;
+  };
+
+  static bool same(const py::array& a, const py::array& b) {
+    if (a.data() != b.data() || a.ndim() != b.ndim() || a.itemsize() != b.itemsize()) return false;
+    for (index_t axis = 0; axis < a.ndim(); ++axis) {
+      if (a.shape(axis) != b.shape(axis)) return false;
+      if (a.shape(axis) > 1 && a.strides(axis) != b.strides(axis)) return false;
+    }
+    return true;
+  }
+
+  std::vector<Argument> arguments_;
+};
+
 // What decides how an array is read: an array that looks as it did last time needs no new check.
 class Seen {
  public:
