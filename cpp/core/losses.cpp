@@ -1,22 +1,12 @@
 #include "losses.h"
 
-#include <algorithm>
 #include <array>
 #include <vector>
 
+#include "element.h"
+
 namespace fastopt {
 namespace {
-
-index_t item_size(Dtype dtype) {
-  return dtype == Dtype::float32 ? 4 : 8;
-}
-
-const void* offset(const void* data, index_t bytes) {
-  return static_cast<const char*>(data) + bytes;
-}
-void* offset(void* data, index_t bytes) {
-  return static_cast<char*>(data) + bytes;
-}
 
 // With an exp for each, numbers take so many times longer than their traffic in the cache.
 constexpr index_t exp_cost = 4;
@@ -25,8 +15,8 @@ constexpr index_t exp_cost = 4;
 template <class Run>
 void split(const Settings& settings, index_t units, index_t bytes, const Run& run) {
   parallel_for(settings, bytes, [&](int part, int parts) {
-    const index_t begin = units * part / parts, end = units * (part + 1) / parts;
-    if (begin < end) run(begin, end - begin);
+    const Range mine = share(units, part, parts);
+    if (mine.begin < mine.end) run(mine.begin, mine.end - mine.begin);
   });
 }
 
@@ -48,7 +38,7 @@ void softmax(const Settings& settings, Dtype dtype, bool logarithm, const void* 
   const auto run = logarithm ? kernels.log_softmax : kernels.softmax;
   const index_t row_bytes = columns * item_size(dtype);
   split(settings, rows, exp_cost * 2 * rows * row_bytes, [&](index_t begin, index_t n) {
-    run(offset(x, begin * row_bytes), offset(y, begin * row_bytes), n, columns);
+    run(at(x, begin, row_bytes), at(y, begin, row_bytes), n, columns);
   });
 }
 
@@ -68,7 +58,7 @@ double cross_entropy(const Settings& settings, Dtype dtype, const CrossEntropy& 
 double residual(const Settings& settings, Dtype dtype, double factor, const void* x,
                 const void* target, void* y, index_t n) {
   const auto run = settings.table->softmax[size_t(dtype)].residual;
-  const index_t blocks = (n + block - 1) / block, size = item_size(dtype);
+  const index_t blocks = blocks_of(n), size = item_size(dtype);
   struct Sums {
     double of[2];
   };
@@ -76,8 +66,7 @@ double residual(const Settings& settings, Dtype dtype, double factor, const void
   split(settings, blocks, (target == nullptr ? 2 : 3) * n * size,
         [&](index_t first, index_t count) {
           const index_t begin = first * block;
-          run(factor, offset(x, begin * size),
-              target == nullptr ? nullptr : offset(target, begin * size), offset(y, begin * size),
+          run(factor, at(x, begin, size), at(target, begin, size), at(y, begin, size),
               std::min(count * block, n - begin), &sums[size_t(first)].of);
         });
   double total = 0;
@@ -92,9 +81,8 @@ void elementwise(const Settings& settings, Dtype dtype, bool logarithm, const vo
   const Softmax& kernels = settings.table->softmax[size_t(dtype)];
   const auto run = logarithm ? kernels.log : kernels.exp;
   const index_t size = item_size(dtype);
-  split(settings, n, exp_cost * 2 * n * size, [&](index_t begin, index_t count) {
-    run(offset(x, begin * size), offset(y, begin * size), count);
-  });
+  split(settings, n, exp_cost * 2 * n * size,
+        [&](index_t begin, index_t count) { run(at(x, begin, size), at(y, begin, size), count); });
 }
 
 }  // namespace fastopt

@@ -20,4 +20,22 @@ void empty_cache();
 // The same, and nothing is kept from now on.
 void close_cache();
 
+// Arrays of n numbers, not initialised.
+class Scratch {
+ public:
+  Scratch(std::ptrdiff_t arrays, std::ptrdiff_t n)
+      : n_(n), bytes_(std::size_t(arrays * n) * sizeof(double)), data_(take(bytes_)) {}
+  Scratch(const Scratch&) = delete;
+  ~Scratch() { give(data_, bytes_); }
+
+  double* operator[](std::ptrdiff_t array) const {
+    return static_cast<double*>(data_) + array * n_;
+  }
+
+ private:
+  std::ptrdiff_t n_;
+  std::size_t bytes_;
+  void* data_;
+};
+
 }  // namespace fastopt

@@ -5,12 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "element.h"
+
 namespace fastopt {
 namespace {
-
-index_t item_size(Dtype dtype) {
-  return dtype == Dtype::float32 ? 4 : 8;
-}
 
 // Calls visit(element, k) for the elements begin, begin + 1, ... of one stream, k from 0 on.
 template <class T, class Visit>
@@ -80,10 +78,6 @@ void set_to_zero(const Task& task, index_t begin, index_t end) {
 
 // Gradients are set to zero in pieces of this many elements, while they are in the cache.
 constexpr index_t zeroed_piece = 8 * block;
-
-index_t blocks_of(index_t n) {
-  return (n + block - 1) / block;
-}
 
 // A thread's share: whole blocks, by their cost in bytes. An array costs something however short.
 constexpr index_t array_cost_bytes = 1024;

@@ -4,6 +4,15 @@
 // Every rule begins with g = grad_scale * g + weight_decay * p: the sign of `maximize`, the loss
 // scale and the clip factor are one number.
 
+struct Names {
+  const char* rule;
+  const char* state;
+  const char* coefficients;
+};
+
+template <class... F>
+struct List {};
+
 template <class T>
 struct Sgd {
   static constexpr Names names{"sgd", "", "grad_scale weight_decay lr"};

@@ -85,3 +85,51 @@ template <class T>
 T maximum(T x, T y) {
   return x <= y ? y : x;
 }
+
+template <class T>
+constexpr index_t width_of = vector_bytes / index_t(sizeof(T));
+
+// Into the second cache: rows a power of two apart would push each other out of the first one.
+inline void prefetch_to_l2(const void* data) {
+  __builtin_prefetch(data, 0, 2);
+}
+
+// Streamed stores become visible to other threads.
+inline void end_of_stream() {
+#if defined(__SSE2__)
+  __builtin_ia32_sfence();
+#endif
+}
+
+// y[i] = f<V>(i) for i < n, vector by vector.
+template <class T, bool stream, class F>
+void map(index_t n, T* y, F f) {
+  constexpr index_t width = width_of<T>;
+  index_t i = 0;
+  if constexpr (stream) {
+    const auto address = reinterpret_cast<__UINTPTR_TYPE__>(y);
+    const index_t head = index_t(-address % vector_bytes / sizeof(T));
+    for (; i < head && i < n; ++i) y[i] = f.template operator()<T>(i);
+  }
+  for (; i + width <= n; i += width) {
+    store<stream>(y + i, f.template operator()<Vector<T>>(i));
+  }
+  for (; i < n; ++i) y[i] = f.template operator()<T>(i);
+}
+
+// Turns flags into constants: call(true or false as types...).
+template <bool value>
+struct Flag {
+  constexpr operator bool() const { return value; }
+};
+template <class Call>
+void with_flags(Call call) {
+  call();
+}
+template <class Call, class... More>
+void with_flags(Call call, bool flag, More... more) {
+  const auto next = [&](auto constant) {
+    with_flags([&](auto... rest) { call(constant, rest...); }, more...);
+  };
+  flag ? next(Flag<true>{}) : next(Flag<false>{});
+}

@@ -84,7 +84,8 @@ struct Backward {
   bool stream;
 };
 
-// Normalization in one dtype; norm.h says what each one does.
+// Normalization in one dtype; rows.h, columns.h, moments.h and coefficients.h say what each one
+// does.
 struct Norm {
   void (*moments)(const void* x, Runs runs, index_t statistics, index_t apart, bool centered,
                   double* mean, double* m2);

@@ -1,0 +1,124 @@
+#include "norm_parts.h"
+
+namespace fastopt {
+namespace {
+
+// Calls visit(begin, end) for the groups of a part of all samples, as many of one sample at a time
+// as stay in the second cache.
+template <class Visit>
+void visit_groups(const GroupNorm& n, index_t group_bytes, int part, int parts, Visit visit) {
+  const Range mine = share(n.samples * n.groups, part, parts);
+  const index_t most = std::max<index_t>(1, hot_bytes / std::max<index_t>(1, group_bytes));
+  for (index_t g = mine.begin, end; g < mine.end; g = end) {
+    end = std::min({g + most, (g / n.groups + 1) * n.groups, mine.end});
+    visit(g, end);
+  }
+}
+
+// Of several channels: a single short run is a row with one gamma.
+bool short_runs(const GroupNorm& n) {
+  return n.inner <= few_columns && n.channels > 1;
+}
+
+// Groups of short runs as rows, with gamma and beta of every element.
+class GroupsAsRows {
+ public:
+  explicit GroupsAsRows(const GroupNorm& n)
+      : parameters_(2, n.groups * n.channels * n.inner), rows_{n, {}, {}, n.groups, true} {
+    rows_.rows = n.samples * n.groups;
+    rows_.columns = n.channels * n.inner;
+    const void** const given[] = {&rows_.gamma, &rows_.beta};
+    for (index_t i = 0; i < 2; ++i) {
+      if (*given[i] == nullptr) continue;
+      repeat(*given[i], n.groups * n.channels, n.inner, item_size(n.dtype), parameters_[i]);
+      *given[i] = parameters_[i];
+    }
+  }
+
+  const LayerNorm& operator*() const { return rows_; }
+
+ private:
+  Scratch parameters_;
+  LayerNorm rows_;
+};
+
+}  // namespace
+
+void group_norm(const Settings& settings, const GroupNorm& n, void* y) {
+  if (short_runs(n)) return layer_norm(settings, *GroupsAsRows(n), y);
+  const Norm& kernels = settings.table->norm[size_t(n.dtype)];
+  const index_t item = item_size(n.dtype), run = n.inner, group = n.channels * n.inner;
+  const index_t bytes = n.samples * n.groups * group * item;
+  parallel_for(settings, 2 * bytes, [&](int part, int parts) {
+    const Scratch coefficients(5, n.groups * n.channels);
+    visit_groups(n, group * item, part, parts, [&](index_t g, index_t end) {
+      const index_t c = g % n.groups * n.channels, channels = (end - g) * n.channels;
+      kernels.moments(at(n.x, g * group, item), {1, group, group}, end - g, group, true, n.mean + g,
+                      n.variance + g);
+      for (index_t i = g; i < end; ++i) {
+        n.variance[i] /= double(group);
+        std::fill_n(coefficients[3] + (i - g) * n.channels, n.channels, n.mean[i]);
+        std::fill_n(coefficients[4] + (i - g) * n.channels, n.channels, n.variance[i]);
+      }
+      kernels.forward_coefficients(channels, n.eps, coefficients[3], coefficients[4],
+                                   at(n.gamma, c, item), at(n.beta, c, item), coefficients[0],
+                                   coefficients[1], coefficients[2]);
+      kernels.apply({at(n.x, g * group, item), nullptr, at(y, g * group, item), coefficients[0],
+                     coefficients[1], coefficients[2], false, streams(bytes)},
+                    {channels, run, run}, 1);
+    });
+  });
+}
+
+void group_norm_backward(const Settings& settings, const GroupNorm& n, const void* dy, void* dx,
+                         void* dgamma, void* dbeta) {
+  const Norm& kernels = settings.table->norm[size_t(n.dtype)];
+  const index_t item = item_size(n.dtype), run = n.inner, group = n.channels * n.inner;
+  const index_t bytes = n.samples * n.groups * group * item, channels = n.groups * n.channels;
+  if (short_runs(n)) {
+    return row_gradients(settings, *GroupsAsRows(n), n.inner, dy, dx, dgamma, dbeta);
+  }
+  const Scratch sums(n.samples, channels), products(n.samples, channels);
+  parallel_for(settings, 3 * bytes, [&](int part, int parts) {
+    const Scratch coefficients(6, channels), of_groups(3, n.groups);
+    visit_groups(n, group * item, part, parts, [&](index_t g, index_t end) {
+      const index_t c = g % n.groups * n.channels, count = (end - g) * n.channels;
+      double* const sum = sums[g / n.groups] + c;
+      double* const product = products[g / n.groups] + c;
+      kernels.forward_coefficients(end - g, n.eps, n.mean + g, n.variance + g, nullptr, nullptr,
+                                   of_groups[0], of_groups[1], of_groups[2]);
+      repeat(of_groups[0], end - g, n.channels, item, coefficients[0]);
+      const index_t first = g * group;
+      const Backward b = backward_of(at(dy, first, item), at(n.x, first, item), at(dx, first, item),
+                                     coefficients, streams(bytes));
+      if (run <= few_columns) {
+        kernels.row_gradient_sums(b, nullptr, 0, count, run, sum, product);
+      } else {
+        kernels.gradient_sums(b, {1, run, run}, count, run, sum, product);
+      }
+      if (n.channels == 1) {  // many at a time, not one by one
+        kernels.backward_coefficients(count, n.eps, double(group), n.mean + g, n.variance + g,
+                                      at(n.gamma, c, item), sum, product, coefficients[0],
+                                      coefficients[3], coefficients[4], coefficients[5]);
+      } else {
+        kernels.group_coefficients(end - g, n.channels, n.eps, double(group), n.mean + g,
+                                   n.variance + g, at(n.gamma, c, item), sum, product,
+                                   coefficients[0], coefficients[3], coefficients[4],
+                                   coefficients[5]);
+      }
+      kernels.gradient_apply(b, {count, run, run}, 1);
+    });
+  });
+  parallel_for(settings, 16 * n.samples * channels, [&](int part, int parts) {
+    const Range mine = share(channels, part, parts);
+    const index_t c = mine.begin, width = mine.end - mine.begin;
+    for (index_t sample = 1; sample < n.samples; ++sample) {
+      kernels.add_sums(width, sums[sample] + c, sums[0] + c);
+      kernels.add_sums(width, products[sample] + c, products[0] + c);
+    }
+    kernels.round_sums(width, products[0] + c, at(dgamma, c, item));
+    kernels.round_sums(width, sums[0] + c, at(dbeta, c, item));
+  });
+}
+
+}  // namespace fastopt

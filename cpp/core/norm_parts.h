@@ -1,0 +1,67 @@
+// What the normalizations' walks through memory have in common.
+#pragma once
+
+#include "element.h"
+#include "memory.h"
+#include "norm.h"
+
+namespace fastopt {
+
+// Measured on Zen 4 with 1 MiB of L2 per core. What decides about partial sums is fixed by the
+// shape, so the bits are the same on every machine.
+constexpr index_t slice_bytes = 1 << 18;         // of columns that are visited twice
+constexpr index_t stream_from_bytes = 16 << 20;  // outputs that no cache will hold
+constexpr index_t most_chunks = 64;
+constexpr index_t hot_bytes = 1 << 16;  // of rows or groups that are visited twice
+
+inline bool streams(index_t bytes) {
+  return bytes >= stream_from_bytes;
+}
+
+// The statistics' elements in equal chunks that are summed on their own and merged in order.
+struct Chunks {
+  index_t size, count;
+
+  Chunks(index_t n, index_t smallest, index_t unit, index_t most = most_chunks)
+      : size(std::max(smallest, ((n + most - 1) / most + unit - 1) / unit * unit)),
+        count((n + size - 1) / size) {}
+
+  Range operator()(index_t chunk, index_t n) const {
+    return {chunk * size, std::min(n, (chunk + 1) * size)};
+  }
+};
+
+// Each of n numbers so many times.
+template <class T>
+void repeat(const void* from, index_t n, index_t times, void* to) {
+  T* next = static_cast<T*>(to);
+  for (index_t i = 0; i < n; ++i, next += times) {
+    std::fill_n(next, times, static_cast<const T*>(from)[i]);
+  }
+}
+inline void repeat(const void* from, index_t n, index_t times, index_t item, void* to) {
+  item == 4 ? repeat<float>(from, n, times, to) : repeat<double>(from, n, times, to);
+}
+
+inline Backward backward_of(const void* dy, const void* x, void* dx, const Scratch& coefficients,
+                            bool stream) {
+  return {dy,
+          x,
+          nullptr,
+          dx,
+          nullptr,
+          coefficients[0],
+          coefficients[1],
+          coefficients[2],
+          coefficients[3],
+          coefficients[4],
+          coefficients[5],
+          false,
+          stream};
+}
+
+// Every row's dx, and dgamma and dbeta, each of `run` neighbours in a sample.
+void row_gradients(const Settings& settings, const LayerNorm& n, index_t run, const void* dy,
+                   void* dx, void* dgamma, void* dbeta);
+
+}  // namespace fastopt

@@ -1,0 +1,272 @@
+// Normalization of runs of neighbours, each with its statistics. Included by kernels.cpp inside the
+// namespace of one ISA.
+//
+// Forward is y = (x - center) scale + shift, where center is the mean as a T, or zero where the
+// mean is small beside the deviation, and the rest of the mean sits in the shift; backward is dx =
+// on_dy dy + on_x (x - center) + constant.
+
+// As in torch, a NaN passes.
+template <class V>
+V rectify(V y) {
+  return y <= 0 ? V{} : y;
+}
+template <class V>
+V rectified_gradient(V y, V dy) {
+  return y <= 0 ? V{} : dy;
+}
+
+template <class T>
+void apply(const Forward& f, Runs runs, index_t coefficient_stride) {
+  with_flags(
+      [&](auto relu, auto with_residual, auto stream) {
+        for (index_t run = 0; run < runs.count; ++run) {
+          const index_t at = run * runs.stride, c = run * coefficient_stride;
+          const T* const x = static_cast<const T*>(f.x) + at;
+          const T* const residual = with_residual ? static_cast<const T*>(f.residual) + at : x;
+          const T center = static_cast<const T*>(f.center)[c];
+          const T scale = static_cast<const T*>(f.scale)[c];
+          const T shift = static_cast<const T*>(f.shift)[c];
+          map<T, stream>(runs.inner, static_cast<T*>(f.y) + at, [=]<class V>(index_t i) {
+            V y = (load<V>(x + i) - center) * scale + shift;
+            if constexpr (with_residual) y += load<V>(residual + i);
+            if constexpr (relu) y = rectify(y);
+            return y;
+          });
+        }
+        if (stream) end_of_stream();
+      },
+      f.relu, f.residual != nullptr, f.stream);
+}
+
+// What reaches the normalization through the activation.
+template <class T, bool relu, bool from_y, class V, class C>
+V through(V dy, V x, const T* y, C scale, C shift) {
+  if constexpr (!relu) {
+    return dy;
+  } else if constexpr (from_y) {
+    return rectified_gradient(load<V>(y), dy);
+  } else {
+    return rectified_gradient(V(x * scale + shift), dy);
+  }
+}
+
+// Sums of dy and products dy (x - center) of every statistic, each with its coefficients.
+template <class T>
+void gradient_sums(const Backward& b, Runs runs, index_t statistics, index_t apart, double* sums,
+                   double* products) {
+  const index_t ahead = ahead_of<T>(runs);
+  const Blocks<T> blocks(runs);
+  with_flags(
+      [&](auto relu, auto from_y) {
+        for (index_t i = 0; i < statistics; ++i) {
+          const T* const dy = static_cast<const T*>(b.dy) + i * apart;
+          const T* const x = static_cast<const T*>(b.x) + i * apart;
+          const T* const y = from_y ? static_cast<const T*>(b.y) + i * apart : x;
+          const T center = static_cast<const T*>(b.center)[i];
+          const T scale = relu ? static_cast<const T*>(b.scale)[i] : T(0);
+          const T shift = relu ? static_cast<const T*>(b.shift)[i] : T(0);
+          double dy_total = 0, product_total = 0;
+          blocks.each([&](index_t begin, auto count, const Tail<T>& tail) {
+            Sums<T> sum, product;
+            for (index_t run = 0; run < count; ++run) {
+              const index_t at = begin + run * runs.stride;
+              each_lane<T>(tail, [&](auto r, auto read, auto keep, auto prefetch) {
+                prefetch(x + at + ahead);
+                prefetch(dy + at + ahead);
+                const Vector<T> d = read(x + at) - center;
+                Vector<T> g = read(dy + at);
+                if constexpr (relu) {
+                  const Vector<T> v = from_y ? read(y + at) : d * scale + shift;
+                  g = rectified_gradient(v, g);
+                }
+                sum.part[r] += keep(g);
+                product.part[r] += keep(g * d);
+              });
+            }
+            dy_total += sum.total();
+            product_total += product.total();
+          });
+          sums[i] = dy_total;
+          products[i] = product_total;
+        }
+      },
+      b.relu, b.y != nullptr);
+}
+
+template <class T>
+void gradient_apply(const Backward& b, Runs runs, index_t coefficient_stride) {
+  with_flags(
+      [&](auto relu, auto from_y, auto with_residual, auto stream) {
+        for (index_t run = 0; run < runs.count; ++run) {
+          const index_t at = run * runs.stride, c = run * coefficient_stride;
+          const T* const dy = static_cast<const T*>(b.dy) + at;
+          const T* const x = static_cast<const T*>(b.x) + at;
+          const T* const y = from_y ? static_cast<const T*>(b.y) + at : x;
+          T* const dresidual = with_residual ? static_cast<T*>(b.dresidual) + at : nullptr;
+          const auto coefficient = [=](const void* array) {
+            return static_cast<const T*>(array)[c];
+          };
+          const T center = coefficient(b.center), on_dy = coefficient(b.on_dy);
+          const T on_x = coefficient(b.on_x), constant = coefficient(b.constant);
+          const T scale = relu ? coefficient(b.scale) : T(0);
+          const T shift = relu ? coefficient(b.shift) : T(0);
+          map<T, stream>(runs.inner, static_cast<T*>(b.dx) + at, [=]<class V>(index_t i) {
+            const V d = load<V>(x + i) - center;
+            const V g = through<T, relu, from_y>(load<V>(dy + i), d, y + i, scale, shift);
+            if constexpr (with_residual) store<false>(dresidual + i, g);
+            return V((g * on_dy + d * on_x) + constant);
+          });
+        }
+        if (stream) end_of_stream();
+      },
+      b.relu, b.y != nullptr, b.dresidual != nullptr, b.stream);
+}
+
+// --- gamma and beta per element of a row (layer and RMS normalization, groups of short runs): rows
+// of n elements; those of the next row are `apart` from those of this one ---
+
+template <class T>
+void row_apply(const Forward& f, const void* gamma_data, const void* beta_data, index_t apart,
+               index_t rows, index_t n) {
+  with_flags(
+      [&](auto with_gamma, auto with_beta, auto stream) {
+        for (index_t row = 0; row < rows; ++row) {
+          const T* const x = static_cast<const T*>(f.x) + row * n;
+          const T* const gamma = static_cast<const T*>(gamma_data) + (with_gamma ? row * apart : 0);
+          const T* const beta = static_cast<const T*>(beta_data) + (with_beta ? row * apart : 0);
+          const T center = static_cast<const T*>(f.center)[row];
+          const T scale = static_cast<const T*>(f.scale)[row];
+          const T shift = static_cast<const T*>(f.shift)[row];
+          map<T, stream>(n, static_cast<T*>(f.y) + row * n, [=]<class V>(index_t i) {
+            V y = (load<V>(x + i) - center) * scale + shift;
+            if constexpr (with_gamma) y *= load<V>(gamma + i);
+            if constexpr (with_beta) y += load<V>(beta + i);
+            return y;
+          });
+        }
+        if (stream) end_of_stream();
+      },
+      gamma_data != nullptr, beta_data != nullptr, f.stream);
+}
+
+// As gradient_sums, of gamma dy.
+template <class T>
+void row_gradient_sums(const Backward& b, const void* gamma_data, index_t apart, index_t rows,
+                       index_t n, double* sums, double* products) {
+  const T* const all_dy = static_cast<const T*>(b.dy);
+  const T* const all_x = static_cast<const T*>(b.x);
+  const T* const centers = static_cast<const T*>(b.center);
+  const T* const all_gamma = static_cast<const T*>(gamma_data);
+  with_flags(
+      [&](auto with_gamma, auto few) {
+        if constexpr (few) {
+          constexpr index_t height = FewColumns<T>::rows;
+          FewColumns<T> dy, x, gamma;
+          for (index_t row = 0; row < rows; row += height) {
+            const index_t count = row + height <= rows ? height : rows - row;
+            load_columns(all_dy + row * n, rows - row, n, dy);
+            load_columns(all_x + row * n, rows - row, n, x);
+            if constexpr (with_gamma) {
+              if (apart == n) load_columns(all_gamma + row * n, rows - row, n, gamma);
+              if (apart == 0 && row == 0) {
+                for (index_t c = 0; c < n; ++c) gamma.column[c] = Vector<T>{} + all_gamma[c];
+              }
+            }
+            T center[height] = {}, sum_of[height], product_of[height];
+            for (index_t r = 0; r < count; ++r) center[r] = centers[row + r];
+            Vector<T> sum{}, product{};
+            for (index_t c = 0; c < n; ++c) {
+              Vector<T> g = dy.column[c];
+              if constexpr (with_gamma) g *= gamma.column[c];
+              sum += g;
+              product += g * (x.column[c] - load<Vector<T>>(center));
+            }
+            store<false>(sum_of, sum);
+            store<false>(product_of, product);
+            for (index_t r = 0; r < count; ++r) {
+              sums[row + r] = double(sum_of[r]);
+              products[row + r] = double(product_of[r]);
+            }
+          }
+        } else {
+          const Blocks<T> blocks({1, n, n});
+          for (index_t row = 0; row < rows; ++row) {
+            const T* const dy = all_dy + row * n;
+            const T* const x = all_x + row * n;
+            const T* const gamma = with_gamma ? all_gamma + row * apart : x;
+            const T center = centers[row];
+            double dy_total = 0, product_total = 0;
+            blocks.each([&](index_t begin, auto, const Tail<T>& tail) {
+              Sums<T> sum, product;
+              each_lane<T>(tail, [&](auto r, auto read, auto keep, auto) {
+                Vector<T> g = read(dy + begin);
+                if constexpr (with_gamma) g *= read(gamma + begin);
+                sum.part[r] += keep(g);
+                product.part[r] += keep(g * (read(x + begin) - center));
+              });
+              dy_total += sum.total();
+              product_total += product.total();
+            });
+            sums[row] = dy_total;
+            products[row] = product_total;
+          }
+        }
+      },
+      gamma_data != nullptr, n <= few_columns);
+}
+
+// dx of n elements of rows that begin `stride` apart, and their part of dgamma and dbeta, which is
+// added to those sums in T.
+template <class T>
+void row_gradient_apply(const Backward& b, const void* gamma_data, index_t apart, index_t rows,
+                        index_t stride, index_t n, void* dgamma_data, void* dbeta_data) {
+  // Streamed stores need the other rows at the first one's place in a line.
+  const bool on_lines = stride * index_t(sizeof(T)) % line_bytes == 0;
+  with_flags(
+      [&](auto with_gamma, auto by_four, auto stream) {
+        const auto visit = [&](index_t row, auto four) {
+          constexpr int count = four ? 4 : 1;
+          const T* const gamma = static_cast<const T*>(gamma_data) + (with_gamma ? row * apart : 0);
+          T* const dgamma = static_cast<T*>(dgamma_data) + row * apart;
+          T* const dbeta = static_cast<T*>(dbeta_data) + row * apart;
+          const T* const dy = static_cast<const T*>(b.dy) + row * stride;
+          const T* const x = static_cast<const T*>(b.x) + row * stride;
+          T* const dx = static_cast<T*>(b.dx) + row * stride;
+          struct Coefficient {
+            T of_row[count];
+            Coefficient(const void* array, index_t first) {
+              __builtin_memcpy(of_row, static_cast<const T*>(array) + first, sizeof of_row);
+            }
+          };
+          const Coefficient center(b.center, row), scale(b.scale, row), shift(b.shift, row);
+          const Coefficient on_dy(b.on_dy, row), on_x(b.on_x, row), constant(b.constant, row);
+          map<T, stream>(n, dx, [=]<class V>(index_t i) {
+            V for_gamma[count], for_beta[count], result[count];
+            unrolled<count>([&](auto k) {
+              const V d = load<V>(x + k * stride + i) - center.of_row[k];
+              V g = load<V>(dy + k * stride + i);
+              for_gamma[k] = g * (d * scale.of_row[k] + shift.of_row[k]);
+              for_beta[k] = g;
+              if constexpr (with_gamma) g *= load<V>(gamma + i);
+              result[k] = (g * on_dy.of_row[k] + d * on_x.of_row[k]) + constant.of_row[k];
+              if constexpr (k > 0) store<stream>(dx + k * stride + i, result[k]);
+            });
+            const auto add = [=](T* sums, const V* v) {
+              V sum = v[0];
+              if constexpr (four) sum = (v[0] + v[1]) + (v[2] + v[3]);
+              store<false>(sums + i, V(load<V>(sums + i) + sum));
+            };
+            add(dgamma, for_gamma);
+            add(dbeta, for_beta);
+            return result[0];
+          });
+        };
+        if constexpr (by_four) {
+          four_rows(0, rows, visit);
+        } else {
+          for (index_t row = 0; row < rows; ++row) visit(row, Flag<false>{});
+        }
+        if (stream) end_of_stream();
+      },
+      gamma_data != nullptr, apart == 0 && (!b.stream || on_lines), b.stream);
+}
