@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from fastopt import _core
+from fastopt import _checks, _core
 
 
 class Config(TypedDict):
@@ -20,27 +20,23 @@ class Config(TypedDict):
 
 
 _MAX_THREADS = 1024  # far more, and OpenMP ends the process
-_THREAD_COUNT = f"an integer from 1 to {_MAX_THREADS}"
 
 
 def _thread_count(value: Any, source: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_THREADS:
-        raise ValueError(f"{source} is {value!r}, expected {_THREAD_COUNT}")
-    return value
+    return _checks.integer(source, value, 1, _MAX_THREADS)
 
 
 def _isa(value: Any, source: str) -> str:
-    supported = _core.supported_isas()
-    if value not in supported:
-        built = "not supported by this processor" if value in _core.built_isas() else "unknown"
-        raise ValueError(f"{source} is {value!r}, which is {built}; expected one of {supported}")
-    return str(value)
+    built, supported = _core.built_isas(), _core.supported_isas()
+    if isinstance(value, str) and value in built and value not in supported:
+        raise ValueError(
+            f"{source} is {value!r}, not supported by this processor; expected one of {supported}"
+        )
+    return _checks.choice(source, value, supported)
 
 
 def _denormals(value: Any, source: str) -> str:
-    if value not in ("flush", "preserve"):
-        raise ValueError(f"{source} is {value!r}, expected 'flush' or 'preserve'")
-    return str(value)
+    return _checks.choice(source, value, ("flush", "preserve"))
 
 
 _CHECKS: dict[str, Callable[[Any, str], Any]] = {
@@ -90,15 +86,19 @@ def _initial(environ: Mapping[str, str]) -> tuple[Config, str]:
         try:
             return _thread_count(int(text), variable)
         except ValueError:
-            raise ValueError(f"{variable} is {text!r}, expected {_THREAD_COUNT}") from None
+            expected = f"expected an integer from 1 to {_MAX_THREADS}"
+            raise ValueError(f"{variable} is {_checks.shown(text)}, {expected}") from None
 
+    num_threads, source = _available_cpus(), "available processors"
     if own := environ.get("FASTOPT_NUM_THREADS"):
         num_threads, source = threads("FASTOPT_NUM_THREADS", own), "FASTOPT_NUM_THREADS"
     elif openmp := environ.get("OMP_NUM_THREADS"):
-        # OpenMP's form has one number per nesting level; ours is the outermost.
-        num_threads, source = threads("OMP_NUM_THREADS", openmp.split(",")[0]), "OMP_NUM_THREADS"
-    else:
-        num_threads, source = _available_cpus(), "available processors"
+        try:
+            # OpenMP's form has one number per nesting level; ours is the outermost.
+            num_threads = threads("OMP_NUM_THREADS", openmp.split(",")[0])
+            source = "OMP_NUM_THREADS"
+        except ValueError:  # the variable is everybody's, and everybody else goes on
+            source += f"; OMP_NUM_THREADS={_checks.shown(openmp)} ignored"
     config = Config(
         num_threads=num_threads,
         isa=_isa(environ.get("FASTOPT_ISA") or _core.supported_isas()[0], "FASTOPT_ISA"),
@@ -152,8 +152,9 @@ def set_config(
     ----------
     num_threads : int, optional
         Threads of one call, from 1 to 1024. At the start it is ``FASTOPT_NUM_THREADS``, else
-        ``OMP_NUM_THREADS``, else the number of processors that the process may use (its affinity
-        and its container's quota). Small arrays take one thread whatever it is.
+        ``OMP_NUM_THREADS`` (ignored where it is no such number), else the number of processors
+        that the process may use (its affinity and its container's quota). Small arrays take one
+        thread whatever it is.
     isa : str, optional
         Instruction set, one of those that `show_config` lists. At the start it is
         ``FASTOPT_ISA``, else the best that the processor has. Results do not depend on it.
@@ -164,8 +165,8 @@ def set_config(
 
     Raises
     ------
-    ValueError
-        If a value is unknown or not supported; nothing is changed then.
+    TypeError, ValueError
+        If a value is of the wrong type, or unknown or not supported; nothing is changed then.
 
     Examples
     --------
@@ -196,8 +197,8 @@ def config_context(
 
     Raises
     ------
-    ValueError
-        If a value is unknown or not supported.
+    TypeError, ValueError
+        If a value is of the wrong type, or unknown or not supported.
 
     Examples
     --------
