@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,6 +138,20 @@ def misaligned(n: int) -> Any:
     return np.zeros(8 * n + 1, np.uint8)[1:].view(np.float64)
 
 
+class Meters(np.ndarray[Any, Any]):
+    """What its memory holds is not all of it."""
+
+    def __array_ufunc__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+class Tensor:
+    """It has one of torch's methods."""
+
+    def detach(self) -> Any:
+        raise NotImplementedError
+
+
 X = np.arange(12.0)
 
 PARAMS: list[tuple[Any, type[Exception], str]] = [
@@ -158,6 +173,17 @@ PARAMS: list[tuple[Any, type[Exception], str]] = [
     ({"W": np.ones(3, [("x", "f4")])}, TypeError, r"SGD: params\['W'\] has dtype"),
     ({"W": read_only(np.ones(3))}, ValueError, r"SGD: params\['W'\] is read-only"),
     ({"W": misaligned(3)}, ValueError, r"SGD: params\['W'\] is not aligned"),
+    (
+        {"W": np.ma.masked_array(np.ones(3))},
+        TypeError,
+        r"SGD: params\['W'\] is of type MaskedArray, which has an arithmetic of its own",
+    ),
+    (
+        {"W": np.ones(3).view(Meters)},
+        TypeError,
+        r"SGD: params\['W'\] is of type Meters, which has an",
+    ),
+    ({"W": Tensor()}, TypeError, r"\['W'\] is of type Tensor, .*: use tensor.detach\(\).numpy\(\)"),
     (
         {"W": as_strided(np.zeros(1), (3,), (0,))},
         ValueError,
@@ -191,6 +217,19 @@ def test_params(params: Any, error: Any, message: str) -> None:
         opt.update(params, params)
     assert X.tobytes() == before.tobytes()
     opt.update({"good": np.ones(1)}, {"good": np.ones(1)})  # it was not bound
+
+
+def test_subclasses_that_are_what_their_memory_holds(tmp_path: Path) -> None:
+    params = {
+        "mapped": np.memmap(tmp_path / "w", np.float64, "w+", shape=(3, 4)),
+        "matrix": np.zeros((3, 4)).view(np.matrix),
+        "named": np.zeros((3, 4)).view(type("Named", (np.ndarray,), {"name": "W"})),
+    }
+    opt = SGD(params, lr=1.0)
+    for _ in range(2):
+        opt.step({name: np.arange(12.0).reshape(3, 4).view(type(p)) for name, p in params.items()})
+    for p in params.values():
+        assert np.asarray(p).tolist() == (-2 * np.arange(12.0).reshape(3, 4)).tolist()
 
 
 def test_neighbours_share_no_memory() -> None:
@@ -319,6 +358,11 @@ GRADIENTS: list[tuple[Callable[[Any], None], type[Exception], str]] = [
     (put("grads", "W", np.ones((3, 4), ">f8")), TypeError, r"grads\['W'\] has dtype >f8"),
     (put("grads", "W", np.ones((3, 4), object)), TypeError, r"grads\['W'\] has dtype \|O"),
     (put("grads", "layers.1", misaligned(4).reshape(2, 2)), ValueError, "not aligned"),
+    (
+        put("grads", "W", np.ma.masked_array),
+        TypeError,
+        r"grads\['W'\] is of type MaskedArray, which",
+    ),
     # in the memory of parameters or states
     (lambda w: w.grads.update(W=w.params["W"]), ValueError, r"grads\['W'\] shares memory with .*W"),
     (

@@ -6,6 +6,7 @@ import copy
 import ctypes
 import mmap
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -109,6 +110,51 @@ def touch_the_guard() -> None:
 def test_the_guards_hold() -> None:
     result = run(touch_the_guard)
     assert (result.stdout, result.returncode) == ("inside\n", -signal.SIGSEGV)
+
+
+def call_with_little_memory() -> None:
+    """Every call needs a copy of an array for which there is no memory."""
+    n = 1 << 22
+    square = np.ones((n // 4, 4), np.float32).T  # not in C order
+    row = np.ones(2 * n, np.float32)[::2]
+    labels = np.zeros(2 * n, np.int32)[::2]
+    pairs = np.ones((n, 2), np.float32)
+    long = row[None, : 1 << 21].copy()
+    out = {a.shape: np.empty(a.shape, np.float32) for a in (square, pairs, long)}
+    opt = Adam(row)
+    calls: dict[str, Any] = {
+        "softmax": lambda: fastopt.losses.softmax(square, out=out[square.shape]),
+        "logits": lambda: fastopt.losses.softmax_cross_entropy(
+            square, np.zeros(4, int), out=out[square.shape]
+        ),
+        "labels": lambda: fastopt.losses.softmax_cross_entropy(pairs, labels, out=out[pairs.shape]),
+        "targets": lambda: fastopt.losses.softmax_cross_entropy(
+            pairs, np.broadcast_to(np.full(2, 0.5, np.float32), pairs.shape), out=out[pairs.shape]
+        ),
+        "mse": lambda: fastopt.losses.mse(square, square, out=out[square.shape]),
+        "gamma": lambda: fastopt.norm.layer_norm(
+            long, 1 << 21, gamma=row[: 1 << 21], beta=row[: 1 << 21], out=out[long.shape]
+        ),
+        "new": lambda: fastopt.losses.softmax(pairs),
+        "bound": lambda: Adam(row),
+        "rule": lambda: opt.param_groups[0].update(amsgrad=True),
+    }
+    used = int(open("/proc/self/statm").read().split()[0]) * mmap.PAGESIZE
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 21), -1))
+    for name, call in calls.items():
+        try:
+            call()
+        except MemoryError:
+            continue
+        print(f"{name}: memory was enough")
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    opt.step(np.ones_like(row))
+    print("all raised")
+
+
+def test_too_little_memory_is_an_error() -> None:
+    result = run(call_with_little_memory)
+    assert (result.stdout, result.stderr) == ("all raised\n", "")
 
 
 if __name__ == "__main__":

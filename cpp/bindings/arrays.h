@@ -31,20 +31,46 @@ inline std::string type_name(py::handle object) {
   return Py_TYPE(object.ptr())->tp_name;
 }
 
+// What has no UTF-8, a lone surrogate, is escaped.
 inline std::string text(py::handle object) {
-  return py::str(object).cast<std::string>();
+  PyObject* const bytes =
+      PyUnicode_AsEncodedString(py::str(object).ptr(), "utf-8", "backslashreplace");
+  if (bytes == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::bytes>(bytes);
 }
 
 inline std::string shape_text(const py::array& array) {
   return text(array.attr("shape"));
 }
 
-// An array of native float32 or float64 whose elements are aligned.
+// An ndarray itself, of native float32 or float64, whose elements are aligned: what as_array takes
+// without another look.
+inline bool is_plain(py::handle object) {
+  const auto& numpy = py::detail::npy_api::get();
+  if (Py_TYPE(object.ptr()) != numpy.PyArray_Type_) return false;
+  const auto* array = py::detail::array_proxy(object.ptr());
+  const auto is = [&](const py::dtype& dtype) { return array->descr == dtype.ptr(); };
+  return (is(py::dtype::of<float>()) || is(py::dtype::of<double>())) &&
+         (array->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_);
+}
+
+// An array of native float32 or float64 whose elements are aligned. One of a subclass
+// (numpy.memmap, numpy.matrix) is taken for what its memory holds; that is wrong for those that
+// bring an arithmetic of their own, as masked arrays and quantities with units do.
 inline py::array as_array(py::handle object, const std::string& where) {
+  if (is_plain(object)) return py::reinterpret_borrow<py::array>(object);
   if (!py::isinstance<py::array>(object)) {
-    fail<py::type_error>(where, " is of type ", type_name(object), ", expected numpy.ndarray");
+    fail<py::type_error>(where, " is of type ", type_name(object), ", expected numpy.ndarray",
+                         py::hasattr(object, "detach") ? ": use tensor.detach().numpy()" : "");
   }
   py::array array = py::reinterpret_borrow<py::array>(object);
+  auto* const ndarray = reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_);
+  for (const char* arithmetic : {"__add__", "__array_ufunc__"}) {
+    if (!py::type::handle_of(object).attr(arithmetic).is(py::handle(ndarray).attr(arithmetic))) {
+      fail<py::type_error>(where, " is of type ", type_name(object),
+                           ", which has an arithmetic of its own, expected numpy.ndarray");
+    }
+  }
   const bool native = array.dtype().attr("isnative").cast<bool>();
   if (!native || !(array.dtype().num() == py::dtype::of<float>().num() ||
                    array.dtype().num() == py::dtype::of<double>().num())) {
@@ -55,6 +81,16 @@ inline py::array as_array(py::handle object, const std::string& where) {
     fail<py::value_error>(where, " is not aligned to its element size");
   }
   return array;
+}
+
+// The array in C order; a copy of one that is not.
+inline py::array in_c_order(const py::array& array) {
+  using Numpy = py::detail::npy_api;
+  PyObject* const ordered = Numpy::get().PyArray_FromAny_(
+      array.ptr(), nullptr, 0, 0, Numpy::NPY_ARRAY_ENSUREARRAY_ | Numpy::NPY_ARRAY_C_CONTIGUOUS_,
+      nullptr);
+  if (ordered == nullptr) throw py::error_already_set();  // out of memory
+  return py::reinterpret_steal<py::array>(ordered);
 }
 
 inline Dtype dtype_of(const py::array& array) {

@@ -11,11 +11,6 @@
 namespace fastopt {
 namespace {
 
-// In C order; a copy of inputs that are not.
-py::array in_order(const py::array& array) {
-  return py::array::ensure(array, py::array::c_style);
-}
-
 std::vector<py::ssize_t> shape_of(const py::array& array) {
   return {array.shape(), array.shape() + array.ndim()};
 }
@@ -57,7 +52,8 @@ py::array softmax_along(const std::string& caller, py::handle x_object, index_t 
   if (given.size() == 0) return y;
   const bool moved = axis != -1 && axis != last;
   const py::module_ numpy = py::module_::import("numpy");
-  const py::array x = in_order(moved ? py::array(numpy.attr("moveaxis")(given, axis, -1)) : given);
+  const py::array x =
+      in_c_order(moved ? py::array(numpy.attr("moveaxis")(given, axis, -1)) : given);
   py::array rows = moved ? new_output(shape_of(x), dtype_of(x)) : y;
   void* const to = rows.mutable_data();
   const index_t columns = x.shape(last);
@@ -92,8 +88,7 @@ Labels check_labels(const std::string& caller, py::handle object, const py::arra
                             ", expected that of the logits ", shape_text(logits),
                             " without the last axis");
     }
-    return {
-        py::array_t < long long, py::array::c_style | py::array::forcecast > ::ensure(array), {}};
+    return {py::array_t < long long, py::array::c_style | py::array::forcecast > (array), {}};
   }
   if (kind != 'f') {
     fail<py::type_error>(place, " has dtype ", text(array.dtype()),
@@ -101,7 +96,7 @@ Labels check_labels(const std::string& caller, py::handle object, const py::arra
   }
   const py::array checked = as_array(array, place);
   check_like(checked, logits, place, "the logits have");
-  return {std::nullopt, in_order(checked)};
+  return {std::nullopt, in_c_order(checked)};
 }
 
 // The index of an array's element in C order: [i, j].
@@ -163,7 +158,7 @@ py::tuple cross_entropy_of(const std::string& caller, const py::array& given_log
                            text(given_logits.dtype()));
     }
     apart.push_back(weight);
-    weight = in_order(weight);
+    weight = in_c_order(weight);
   }
   apart.push_back(py::reinterpret_borrow<py::array>(labels_object));
   const T* const weights = weight_object.is_none() ? nullptr : static_cast<const T*>(weight.data());
@@ -172,7 +167,7 @@ py::tuple cross_entropy_of(const std::string& caller, const py::array& given_log
                                        : double(rows);
   const bool mean = reduction == "mean", none = reduction == "none";
   py::array gradient = output(out, given_logits, caller, {given_logits}, apart);
-  const py::array logits = in_order(given_logits);
+  const py::array logits = in_c_order(given_logits);
 
   const bool has_base = !has_labels || label_smoothing != 0;
   std::vector<T> class_weight(static_cast<size_t>(columns)),
@@ -234,7 +229,7 @@ py::tuple softmax_cross_entropy(const std::string& caller, py::handle logits_obj
 // (sum of (x - target)^2, factor * (x - target)); no target is zero.
 py::tuple residual_of(double factor, const py::array& given, const std::optional<py::array>& target,
                       py::array y) {
-  const py::array x = in_order(given), from = target ? in_order(*target) : x;
+  const py::array x = in_c_order(given), from = target ? in_c_order(*target) : x;
   const Dtype dtype = dtype_of(x);
   void* const to = y.mutable_data();
   double sum = 0;
@@ -263,7 +258,7 @@ py::tuple squares(const std::string& where, double factor, py::handle x_object) 
 
 template <bool logarithm>
 py::array apply(py::handle x_object) {
-  const py::array x = in_order(as_array(x_object, "x"));
+  const py::array x = in_c_order(as_array(x_object, "x"));
   py::array y = new_output(shape_of(x), dtype_of(x));
   const CurrentSettings settings;
   elementwise(settings.get(), dtype_of(x), logarithm, x.data(), y.mutable_data(), x.size());

@@ -29,13 +29,9 @@ class Arguments {
   // One number per channel, of x's dtype.
   const void* parameter(const char* name, py::handle object, const py::tuple& shape) {
     if (object.is_none()) return nullptr;
-    py::array array = checked_parameter(name, object, shape);
-    if (!(array.flags() & py::array::c_style)) {
-      array = py::array::ensure(array, py::array::c_style);
-      if (!array) throw py::error_already_set();
-    }
-    kept_.push_back(array);
-    return array.data();
+    const py::array array = checked_parameter(name, object, shape);
+    kept_.push_back(in_c_order(array));
+    return kept_.back().data();
   }
 
   void* changed_parameter(const char* name, py::handle object, const py::tuple& shape) {
@@ -89,17 +85,9 @@ class Arguments {
     return array;
   }
 
-  // Most arrays pass the first test; as_array has the words for those that do not.
   py::array typed(const char* name, py::handle object) const {
-    if (py::isinstance<py::array>(object)) {
-      const auto* proxy = py::detail::array_proxy(object.ptr());
-      const bool plain = proxy->descr == py::dtype::of<float>().ptr() ||
-                         proxy->descr == py::dtype::of<double>().ptr();
-      if (plain && (proxy->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
-        return py::reinterpret_borrow<py::array>(object);
-      }
-    }
-    return as_array(object, where(name));
+    return is_plain(object) ? py::reinterpret_borrow<py::array>(object)
+                            : as_array(object, where(name));
   }
 
   py::array checked_parameter(const char* name, py::handle object, const py::tuple& shape) const {
