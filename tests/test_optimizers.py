@@ -268,8 +268,8 @@ def test_the_callers_environment(case: Case, flags: int, denormals: str, threads
             expected = optimizers[0].step(g)
             fold = optimizers[1]._fold
             # The coefficients are Python's, in which the rounding is the caller's business.
-            coefficients = fold(0, optimizers[1].steps + 1)
-            optimizers[1]._fold = lambda index, t, value=coefficients: value
+            coefficients = fold(0, optimizers[1].steps + 1, optimizers[1].steps > 0)
+            optimizers[1]._fold = lambda *_, value=coefficients: value
             with control_register(flags) as after:
                 optimizers[1].step(g)
             assert expected is None

@@ -173,10 +173,13 @@ def test_a_schedule_goes_on_from_its_position() -> None:
     assert w == -1.5
 
 
-def test_a_saved_number_replaces_a_schedule() -> None:
+def test_a_schedule_outlives_a_saved_number() -> None:
+    saved = SGD(np.zeros(1), lr=0.125)
+    saved.step(np.ones(1))
     opt = SGD(np.zeros(1), lr=halve)
-    opt.load_state_dict(SGD(np.zeros(1), lr=0.125).state_dict())
-    assert opt.lr == 0.125
+    opt.load_state_dict(saved.state_dict())
+    assert opt.param_groups[0]["lr"] is halve
+    assert opt.lr == 0.5
 
 
 def test_the_initial_accumulator_is_the_saved_one() -> None:

@@ -179,8 +179,11 @@ def test_param_groups_are_mappings() -> None:
 
 def test_lr_of_all_groups() -> None:
     opt = SGD([{"params": np.ones(1), "lr": 0.1}, {"params": np.ones(1)}], lr=0.2)
-    assert opt.lr == 0.1
+    with pytest.raises(ValueError, match="the groups have different rates"):
+        opt.lr *= 0.5
+    assert [group["lr"] for group in opt.param_groups] == [0.1, 0.2]
     opt.lr = 0.3
+    assert opt.lr == 0.3
     assert [group["lr"] for group in opt.param_groups] == [0.3, 0.3]
     assert opt.defaults["lr"] == 0.3
 
@@ -197,9 +200,12 @@ def test_momentum_turned_on_and_off() -> None:
     opt.param_groups[0]["nesterov"] = True
     assert opt.state["param"]["momentum_buffer"] == 1.5
     opt.param_groups[0].update(nesterov=False, momentum=0.0)
-    assert list(opt.state["param"]) == ["step"]
     opt.step(np.ones(1))
     assert w == -4.5
+    assert opt.state["param"]["momentum_buffer"] == 1.5
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step(np.ones(1))
+    assert w == -4.5 - 1.75
 
 
 # Missing gradients.

@@ -76,9 +76,12 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def_property_readonly("groups", &Plan::groups)
       .def_property_readonly("params", &Plan::params)
       .def_property_readonly("counts", &Plan::counts)
+      .def_property_readonly("started", &Plan::started)
       .def_property_readonly("isa", &Plan::isa)
       .def_readwrite("steps", &Plan::steps)
       .def_readwrite("skipped_steps", &Plan::skipped_steps)
+      .def("__enter__", &Plan::lock)
+      .def("__exit__", [](Plan& plan, const py::args&) { plan.unlock(); })
       .def("bind", &Plan::bind, py::arg("index"), py::arg("rule"), py::arg("state"))
       .def("set_constants", &Plan::set_constants, py::arg("group"), py::arg("rule"),
            py::arg("values"))

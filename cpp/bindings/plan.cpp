@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
+#include <mutex>
 #include <sstream>
 
 #include "core/dispatch.h"
@@ -75,21 +76,6 @@ class Cursor {
   bool in_order_ = true;
 };
 
-class Busy {
- public:
-  Busy(std::atomic_flag& flag, const std::string& caller) : flag_(flag) {
-    if (flag_.test_and_set()) {
-      fail<std::runtime_error>(caller, ": another step of this optimizer is under way");
-    }
-  }
-  ~Busy() { flag_.clear(); }
-  Busy(const Busy&) = delete;
-  void operator=(const Busy&) = delete;
-
- private:
-  std::atomic_flag& flag_;
-};
-
 // Giving up the GIL and taking it back costs about as much as a step over this many elements.
 constexpr index_t release_gil_from_elements = 1 << 12;
 
@@ -111,6 +97,8 @@ Plan::Plan(const std::string& caller, py::handle params, bool grouped)
   batches_.reserve(leaves_.size());  // tasks point into it
   counts_ = py::array_t<std::int64_t>(py::ssize_t(leaves_.size()));
   std::fill_n(counts_.mutable_data(), leaves_.size(), 0);
+  started_ = py::array_t<bool>(py::ssize_t(leaves_.size()));
+  std::fill_n(started_.mutable_data(), leaves_.size(), false);
   check_overlap();
   caller_ += ".step";
 }
@@ -414,8 +402,13 @@ const Plan::Rule& Plan::find_rule(const std::string& name) {
   return rule;
 }
 
+void Plan::lock() {
+  if (busy_.test_and_set()) {
+    fail<std::runtime_error>(caller_, ": another step of this optimizer is under way");
+  }
+}
+
 void Plan::bind(size_t index, const std::string& rule_name, const std::vector<py::array>& state) {
-  const Busy busy(busy_, caller_);  // a schedule, or another thread, may call this during a step
   Leaf& leaf = leaves_.at(index);
   const Rule& rule = find_rule(rule_name);
   if (state.size() != rule.state_count) {
@@ -432,21 +425,24 @@ void Plan::bind(size_t index, const std::string& rule_name, const std::vector<py
   leaf.layout_known = writes_known_ = false;
 }
 
-const Plan::Batch& Plan::find_batch(py::handle fold, const Leaf& leaf, std::int64_t t) {
+const Plan::Batch& Plan::find_batch(py::handle fold, const Leaf& leaf, std::int64_t t,
+                                    bool started) {
   for (size_t i = batches_.size(); i-- > 0;) {
-    if (batches_[i].group == leaf.group && batches_[i].t == t) return batches_[i];
+    const Batch& known = batches_[i];
+    if (known.group == leaf.group && known.t == t && known.started == started) return known;
   }
   const auto number = [](long long value) {
     return py::reinterpret_steal<py::object>(PyLong_FromLongLong(value));
   };
   const py::object group = number(leaf.group), count = number(t);
-  PyObject* arguments[] = {group.ptr(), count.ptr()};
-  PyObject* result = PyObject_Vectorcall(fold.ptr(), arguments, 2, nullptr);
+  PyObject* arguments[] = {group.ptr(), count.ptr(), started ? Py_True : Py_False};
+  PyObject* result = PyObject_Vectorcall(fold.ptr(), arguments, 3, nullptr);
   if (result == nullptr) throw py::error_already_set();
   const py::object values = py::reinterpret_steal<py::object>(result);
   Batch& batch = batches_.emplace_back();
   batch.group = leaf.group;
   batch.t = t;
+  batch.started = started;
   batch.grad_scale = leaf.rule->grad_scale;
   batch.coefficients = constants_[size_t(leaf.group)];
   set_coefficients(batch.coefficients, *leaf.rule, values);
@@ -475,7 +471,6 @@ void Plan::set_coefficients(Coefficients& coefficients, const Rule& rule, py::ha
 }
 
 void Plan::set_constants(int group, const std::string& rule, const py::dict& values) {
-  const Busy busy(busy_, caller_);  // as in bind
   constants_.resize(std::max(constants_.size(), size_t(group) + 1));
   constants_[size_t(group)] = {};
   set_coefficients(constants_[size_t(group)], find_rule(rule), values);
@@ -484,7 +479,7 @@ void Plan::set_constants(int group, const std::string& rule, const py::dict& val
 std::optional<double> Plan::step(const Settings& settings, py::handle params, py::handle grads,
                                  py::handle fold, double loss_scale, std::optional<double> max_norm,
                                  bool skip_nonfinite, bool zero_grads) {
-  const Busy busy(busy_, caller_);
+  const std::scoped_lock held(*this);
   // Lets go of the gradients; those not yet checked for overlap, because the step failed, are not
   // taken for seen.
   struct Release {
@@ -511,13 +506,14 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
 
   index_t elements = 0;
   std::int64_t* const counts = counts_.mutable_data();
+  bool* const started = started_.mutable_data();
   for (const size_t index : stepped_) {
     Leaf& leaf = leaves_[index];
     if (!leaf.layout_known) find_layout(leaf);
     leaf.streams[0] = py::detail::array_proxy(leaf.grad.ptr())->data;
     leaf.streams[1] = py::detail::array_proxy(leaf.param.ptr())->data;
     const Update& update = settings.table->updates[leaf.rule->update[size_t(leaf.dtype)]];
-    const Batch& batch = find_batch(fold, leaf, counts[index] + 1);
+    const Batch& batch = find_batch(fold, leaf, counts[index] + 1, started[index]);
     tasks_.push_back({&update, batch.coefficients.value, leaf.streams.data(), leaf.strided.get(),
                       int(leaf.streams.size()), leaf.size});
     elements += leaf.size;
@@ -549,7 +545,10 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
     ++skipped_steps;
   } else {
     ++steps;
-    for (const size_t index : stepped_) ++counts[index];
+    for (const size_t index : stepped_) {
+      ++counts[index];
+      if (leaves_[index].rule->state_count > 0) started[index] = true;
+    }
   }
   return norm;
 }

@@ -33,8 +33,14 @@ class Plan {
   std::vector<int> groups() const;
   std::vector<py::array> params() const;
   py::array_t<std::int64_t> counts() const { return counts_; }
+  py::array_t<bool> started() const { return started_; }
 
   const char* isa() const { return isa_; }  // that made the last step
+
+  // Between lock and unlock no step begins; a RuntimeError if one is under way: a schedule, or
+  // another thread, may ask for it then. Whoever calls what changes the plan holds it.
+  void lock();
+  void unlock() { busy_.clear(); }
 
   // From now on the array of this index is stepped by this rule, with this state.
   void bind(size_t index, const std::string& rule, const std::vector<py::array>& state);
@@ -42,8 +48,9 @@ class Plan {
   // The coefficients of a group's rule that do not change from step to step.
   void set_constants(int group, const std::string& rule, const py::dict& values);
 
-  // Steps all arrays that have a gradient, or none. `fold(group, t)` returns the other coefficients
-  // of a group's t-th step, as a dict. Returns the global norm of the gradients where it was
+  // Steps all arrays that have a gradient, or none. `fold(group, t, started)` returns the other
+  // coefficients of the t-th step of a group's arrays whose state has or has not made a step, as a
+  // dict. Returns the global norm of the gradients where it was
   // needed. With `zero_grads` they are zero afterwards.
   std::optional<double> step(const Settings& settings, py::handle params, py::handle grads,
                              py::handle fold, double loss_scale, std::optional<double> max_norm,
@@ -82,6 +89,7 @@ class Plan {
   struct Batch {  // the arrays of one group that are at the same step
     int group;
     std::int64_t t;
+    bool started;
     size_t grad_scale;
     Coefficients coefficients;
   };
@@ -101,7 +109,7 @@ class Plan {
   void check_zeroed();
   static void find_layout(Leaf& leaf);
   const Rule& find_rule(const std::string& name);
-  const Batch& find_batch(py::handle fold, const Leaf& leaf, std::int64_t t);
+  const Batch& find_batch(py::handle fold, const Leaf& leaf, std::int64_t t, bool started);
   void set_coefficients(Coefficients& coefficients, const Rule& rule, py::handle values) const;
   std::string where(const char* argument, const std::string& name) const;
 
@@ -113,6 +121,7 @@ class Plan {
   std::map<std::string, Rule> rules_;
   std::vector<Coefficients> constants_;  // by group
   py::array_t<std::int64_t> counts_;     // completed steps of every array
+  py::array_t<bool> started_;            // whether its state has made one of them
   std::vector<Write> writes_;            // parameters and state, by address
   bool writes_known_ = false;
   std::vector<size_t> zeroed_;  // leaves whose gradients are known to be fit for that

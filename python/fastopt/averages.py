@@ -92,7 +92,8 @@ class ExponentialMovingAverage:
 
     def _set_constants(self) -> None:
         values = {"decay": self._decay, "grad_scale": 1 - self._decay}
-        self._plan.set_constants(0, "ema", values)
+        with self._plan:
+            self._plan.set_constants(0, "ema", values)
 
     @property
     def steps(self) -> int:
@@ -116,7 +117,9 @@ class ExponentialMovingAverage:
         if self._swapped:
             raise RuntimeError(f"{caller}: the averages are swapped in for the parameters")
         try:
-            self._plan.step(self._averages, self._params, lambda group, t: {}, 1.0, None, False)
+            self._plan.step(
+                self._averages, self._params, lambda group, t, started: {}, 1.0, None, False
+            )
         except (TypeError, ValueError):
             self._live(caller)  # says it in words of averages where it can
             raise

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+import weakref
+from bisect import bisect_left, bisect_right
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    Sequence,
+)
+from functools import partial
 from numbers import Real
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
@@ -12,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _core
+from fastopt._checks import number, shown, switch
 
 ArrayTree: TypeAlias = Any
 """An array, a mapping or a sequence of arrays, or any nesting of them."""
@@ -19,73 +32,35 @@ ArrayTree: TypeAlias = Any
 Schedule: TypeAlias = Callable[[int], float]
 """The learning rate after so many completed steps."""
 
+Check: TypeAlias = Callable[[str, Any], Any]
+"""Returns the value in its own type, or raises with a message that begins with the text."""
+
 _RULES = _core.rules()
+_MOST_STEPS = 1 << 62  # a count has room for more
 
 
-def _number(low: float, high: float = math.inf, *, below: bool = False) -> Callable[[Any], float]:
-    """A check: a finite number from low to high, or below high."""
-    if below:
-        expected = f"a number in [{low:g}, {high:g})"
-    elif high < math.inf:
-        expected = f"a number in [{low:g}, {high:g}]"
-    elif low > -math.inf:
-        expected = f"a finite number >= {low:g}"
-    else:
-        expected = "a finite number"
-
-    def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(expected)
-        number = float(value)
-        if not (low <= number <= high and math.isfinite(number)) or (below and number == high):
-            raise ValueError(expected)
-        return number
-
-    return check
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError("a bool")
-    return bool(value)
-
-
-def _rate(value: Any) -> float | Schedule:
+def _rate(where: str, value: Any) -> float | Schedule:
     if callable(value):
         schedule: Schedule = value
         return schedule
-    return _number(0.0)(value)
+    return number(where, value, 0.0)
 
 
-def _betas(value: Any) -> tuple[float, float]:
-    check = _number(0.0, 1.0, below=True)
-    expected = "two numbers in [0, 1)"
+def _betas(where: str, value: Any) -> tuple[float, float]:
+    message = f"{where} is {shown(value)}, expected two numbers in [0, 1)"
     if not isinstance(value, (tuple, list)):
-        raise TypeError(expected)
+        raise TypeError(message)
     if len(value) != 2:
-        raise ValueError(expected)
-    return check(value[0]), check(value[1])
+        raise ValueError(message)
+    try:
+        beta1, beta2 = (number(where, beta, 0.0, 1.0, below=True) for beta in value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(message) from None
+    return beta1, beta2
 
 
-# The range of every hyper-parameter; a check raises with what it expects.
-_CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "alpha": _number(0.0, 1.0),
-    "amsgrad": _flag,
-    "betas": _betas,
-    "centered": _flag,
-    "dampening": _number(-math.inf),
-    "eps": _number(0.0),
-    "initial_accumulator_value": _number(0.0),
-    "lr": _rate,
-    "lr_decay": _number(0.0),
-    "maximize": _flag,
-    "momentum": _number(0.0),
-    "nesterov": _flag,
-    "rho": _number(0.0, 1.0),
-    "root_mean_square": _flag,
-    "weight_decay": _number(0.0),
-    "zero_start": _flag,
-}
+_non_negative = partial(number, low=0.0)
+_fraction = partial(number, low=0.0, high=1.0)
 
 
 # A processor takes a load for the reload of a store before it that is a multiple of a page away,
@@ -130,14 +105,52 @@ def _new_states(arrays: Sequence[NDArray[Any]], value: float, number: int) -> li
     return states
 
 
+def _memory(array: NDArray[Any]) -> NDArray[Any]:
+    return array if array.base is None else array.base
+
+
+def _writable(tree: ArrayTree) -> ArrayTree:
+    """The tree with copies of its read-only arrays: in the containers themselves, if that goes."""
+    if isinstance(tree, np.ndarray):
+        return tree if tree.flags.writeable else np.array(tree, order="K")
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    new = {key: _writable(child) for key, child in items}
+    if all(new[key] is tree[key] for key in new):
+        return tree
+    if isinstance(tree, (MutableMapping, MutableSequence)):
+        for key, child in new.items():
+            tree[key] = child
+        return tree
+    if isinstance(tree, Mapping):
+        return new
+    return tree._make(new.values()) if hasattr(tree, "_make") else tuple(new.values())
+
+
+def _meant(name: object, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 class ParamGroup(MutableMapping[str, Any]):
-    """The hyper-parameters of one group: a mapping that checks what is set, plus ``params``."""
+    """
+    The hyper-parameters of one group: a mapping that checks what is set, plus ``params``.
+
+    It does not keep its optimizer alive; copied or pickled alone it is a plain dict.
+    """
+
+    __slots__ = ("_arrays", "_index", "_optimizer", "_options", "_params", "_rule")
 
     def __init__(
-        self, optimizer: Optimizer, index: int, params: ArrayTree, options: dict[str, Any]
+        self,
+        optimizer: Optimizer,
+        index: int,
+        arrays: range,
+        params: ArrayTree,
+        options: dict[str, Any],
     ) -> None:
-        self._optimizer = optimizer
+        self._optimizer = weakref.ref(optimizer)
         self._index = index
+        self._arrays = arrays
         self._params = params
         self._options = options
         self._rule = ""
@@ -146,17 +159,34 @@ class ParamGroup(MutableMapping[str, Any]):
         return self._params if name == "params" else self._options[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        options = self._optimizer._checked({**self._options, name: value})
-        self._optimizer._set_options(self, options)
+        self.update({name: value})
+
+    def update(self, *args: Any, **options: Any) -> None:
+        """Set several hyper-parameters, given as to ``dict.update``: all of them, or none."""
+        self._owner()._change({self._index: dict(*args, **options)})
+
+    def _owner(self) -> Optimizer:
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise ReferenceError("the optimizer of this group is gone: nothing can be set")
+        return optimizer
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__slots__:
+            raise AttributeError(f"a group is a mapping: set group[{name!r}] = {shown(value)}")
+        super().__setattr__(name, value)
 
     def __delitem__(self, name: str) -> None:
-        raise TypeError(f"{type(self._optimizer).__name__}: {name!r} can be set, not deleted")
+        raise TypeError(f"{type(self._owner()).__name__}: {name!r} can be set, not deleted")
 
     def __iter__(self) -> Iterator[str]:
         return iter(("params", *self._options))
 
     def __len__(self) -> int:
         return 1 + len(self._options)
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        return dict, (dict(self),)
 
     def __repr__(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
@@ -170,26 +200,75 @@ class Optimizer:
     container holds then. ``params["W"] = new_array`` of the same shape and dtype is followed, and
     goes on with the state of the name ``"W"``.
 
+    A class derived from an optimizer may have hyper-parameters of its own: those that it passes to
+    ``Optimizer.__init__``. They can be set per group, and are saved, as all others.
+
     Attributes
     ----------
     registry : dict
-        All optimizers by name.
+        The optimizers of this library by name.
+    checks : mapping of str to callable
+        ``check(where, value)`` returns the value of a hyper-parameter in its own type, or raises
+        TypeError or ValueError with a message that begins with ``where``. A derived class has
+        those of its bases and adds its own; without one, any value will do.
     """
 
     registry: ClassVar[dict[str, type[Optimizer]]] = {}
+    checks: ClassVar[Mapping[str, Check]] = {
+        "alpha": _fraction,
+        "amsgrad": switch,
+        "betas": _betas,
+        "centered": switch,
+        "dampening": number,
+        "eps": _non_negative,
+        "initial_accumulator_value": _non_negative,
+        "lr": _rate,
+        "lr_decay": _non_negative,
+        "maximize": switch,
+        "momentum": _non_negative,
+        "nesterov": switch,
+        "rho": _fraction,
+        "root_mean_square": switch,
+        "weight_decay": _non_negative,
+        "zero_start": switch,
+    }
 
-    def __init_subclass__(cls) -> None:
-        Optimizer.registry[cls.__name__] = cls
+    # States that come with an option; they outlive it, and go on from there when it comes back.
+    _optional_states: ClassVar[tuple[str, ...]] = ()
+
+    _defaults: dict[str, Any]
+    _plan: _core.Plan | None
+    _params: ArrayTree
+    _grouped: bool
+    _groups: list[ParamGroup]
+    _states: list[dict[str, NDArray[Any]]]  # of every array, by name
+    _state: Mapping[str, Mapping[str, NDArray[Any]]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        bases = [vars(base).get("checks", {}) for base in reversed(cls.__mro__)]
+        cls.checks = {name: check for checks in bases for name, check in checks.items()}
+        if cls.__module__.startswith("fastopt."):
+            Optimizer.registry[cls.__name__] = cls
 
     def __init__(self, params: ArrayTree | None, **options: Any) -> None:
-        self.defaults = self._checked(options)
-        self._plan: _core.Plan | None = None
-        self._params: ArrayTree = None
-        self._groups: list[ParamGroup] = []
-        self._states: list[dict[str, NDArray[Any]]] = []
-        self._state: Mapping[str, Mapping[str, NDArray[Any]]] = MappingProxyType({})
+        self._defaults = options
+        self._defaults = self._checked(options)
+        self._forget()
         if params is not None:
             self._bind(params)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        caller, options = type(self).__name__, vars(self).get("_defaults", {})
+        if name in options and name != "lr":
+            raise AttributeError(
+                f"{caller}: {name} is a hyper-parameter of every group: "
+                f"set opt.param_groups[0][{name!r}] = {shown(value)}"
+            )
+        known = name.startswith("_") or hasattr(type(self), name)
+        if not known and Optimizer.registry.get(caller) is type(self):
+            raise AttributeError(f"{caller} has no attribute {name!r}{_meant(name, options)}")
+        super().__setattr__(name, value)
 
     # What a subclass says of its rule.
 
@@ -201,12 +280,14 @@ class Optimizer:
         """The kernel's coefficients that do not change from step to step, by name."""
         raise NotImplementedError
 
-    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
-        """The others, in the t-th step (from 1 on)."""
+    def _coefficients(
+        self, options: Mapping[str, Any], lr: float, t: int, started: bool
+    ) -> dict[str, float]:
+        """The others, in the t-th step (from 1 on) of arrays whose state has made one or not."""
         raise NotImplementedError
 
-    def _initial(self, state: str, options: Mapping[str, Any]) -> float:
-        """The value that a new state is filled with."""
+    def _initial(self, state: str, options: Mapping[str, Any]) -> float | None:
+        """What a new state is filled with; None, and zeros, for one that its first step makes."""
         return 0.0
 
     def _check_together(self, options: Mapping[str, Any]) -> None:
@@ -318,18 +399,73 @@ class Optimizer:
         >>> params["b"]
         array([-0.5, -0.5])
         """
-        if self._plan is None:
+        bound = self._plan is not None
+        if not bound:
             self._bind(params)
             params = self._params
         elif self._is_grouped(params):
             params = [group["params"] for group in params]
         assert self._plan is not None
-        self._check_scaling(loss_scale, max_norm)
-        norm = self._plan.step(
-            params, grads, self._fold, loss_scale, max_norm, skip_nonfinite, zero_grads
-        )
-        self._params = params
+        try:
+            self._check_scaling(loss_scale, max_norm)
+            norm = self._plan.step(
+                params, grads, self._fold, loss_scale, max_norm, skip_nonfinite, zero_grads
+            )
+        except BaseException:
+            if not bound:
+                self._forget()
+            raise
+        if params is not self._params:
+            self._params = params
+            for group, tree in zip(
+                self._groups, params if self._grouped else [params], strict=True
+            ):
+                group._params = tree
         return norm
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """
+        Add parameters, with hyper-parameters of their own, to those that are bound.
+
+        What was bound goes on with its state, and the optimizer is the one that would have been
+        built from all groups: ``grads`` is from now on a list with one tree per group, also where
+        ``params`` was a single tree before; that becomes group 0, and its ``"W"`` is ``"0.W"``.
+
+        Parameters
+        ----------
+        group : mapping
+            ``{"params": ..., "lr": ...}``; other hyper-parameters are the optimizer's.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the group does not fit; the message says why. Nothing is changed then.
+        RuntimeError
+            If a step of this optimizer is under way.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> head, body = np.ones(2), np.ones(2)
+        >>> opt = fastopt.SGD([{"params": head}], lr=0.5)
+        >>> opt.add_param_group({"params": body, "lr": 0.25})
+        >>> opt.step([np.ones(2), np.ones(2)])
+        >>> head, body
+        (array([0.5, 0.5]), array([0.75, 0.75]))
+        """
+        if not self._is_grouped([group]):
+            raise TypeError(
+                f"{type(self).__name__}.add_param_group: group is {shown(group)}, "
+                "expected a mapping with 'params'"
+            )
+        plan = self._plan
+        if plan is None:
+            self._bind([group])
+            return
+        all_options = [*(known._options for known in self._groups), self._options_of(group)]
+        trees = self._params if self._grouped else [self._params]
+        with plan:
+            self._bind_trees([*trees, group["params"]], all_options, grouped=True)
 
     @property
     def steps(self) -> int:
@@ -342,15 +478,34 @@ class Optimizer:
         return 0 if self._plan is None else self._plan.skipped_steps
 
     @property
+    def defaults(self) -> Mapping[str, Any]:
+        """The hyper-parameters of groups that do not have their own, as they were given."""
+        return MappingProxyType(self._defaults)
+
+    @property
     def lr(self) -> float:
-        """The learning rate of the next step (of group 0); setting it sets all groups."""
-        return self._lr(self._groups[0]._options if self._groups else self.defaults)
+        """
+        The learning rate of the next step; setting it sets all groups.
+
+        Raises
+        ------
+        ValueError
+            If it is read, and groups have different rates.
+        """
+        all_options = [group._options for group in self._groups] or [self._defaults]
+        rate, *others = (self._lr(options) for options in all_options)
+        if any(other != rate for other in others):
+            raise ValueError(
+                f"{type(self).__name__}.lr: the groups have different rates, "
+                "read opt.param_groups[0]['lr']"
+            )
+        return rate
 
     @lr.setter
     def lr(self, value: float | Schedule) -> None:
-        self.defaults = self._checked({**self.defaults, "lr": value})
-        for group in self._groups:
-            group["lr"] = value
+        defaults = self._checked({**self._defaults, "lr": value})
+        self._change({group._index: {"lr": value} for group in self._groups})
+        self._defaults = defaults
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
@@ -377,22 +532,28 @@ class Optimizer:
             Flat, and ready for ``np.savez(file, **opt.state_dict())`` or safetensors:
             ``"steps"``, ``"skipped_steps"``, ``"param_groups.0.lr"`` and the other
             hyper-parameters, ``"state.W.exp_avg"`` and the other states. A learning-rate
-            schedule is not in it; its position is ``"steps"``.
+            schedule is not in it; its position is ``"steps"``. The velocity of an array that has
+            none yet, because all its gradients were ``None`` or the momentum 0, is not in it.
 
         Examples
         --------
         >>> import numpy as np, fastopt
-        >>> list(fastopt.SGD({"W": np.ones(2)}, momentum=0.9).state_dict())[-2:]
-        ['state.W.step', 'state.W.momentum_buffer']
+        >>> list(fastopt.Adam({"W": np.ones(2)}).state_dict())[-2:]
+        ['state.W.exp_avg', 'state.W.exp_avg_sq']
         """
         arrays: dict[str, Any] = {"steps": self.steps, "skipped_steps": self.skipped_steps}
         for i, group in enumerate(self._groups):
             for name, value in group._options.items():
                 if not callable(value):
                     arrays[f"param_groups.{i}.{name}"] = value
-        for parameter, state in self.state.items():
-            for name, array in state.items():
-                arrays[f"state.{parameter}.{name}"] = array
+        if self._plan is not None:
+            started, owners = self._plan.started.tolist(), self._plan.groups
+            for i, (parameter, state) in enumerate(self.state.items()):
+                options = self._groups[owners[i]]._options
+                for name, array in state.items():
+                    late = name != "step" and self._initial(name, options) is None
+                    if not late or started[i] or array.any():
+                        arrays[f"state.{parameter}.{name}"] = array
         return {key: np.array(value, order="C") for key, value in arrays.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -403,7 +564,7 @@ class Optimizer:
         ----------
         state_dict : mapping of str to array or number
             What `state_dict` returned, also after a file: ``opt.load_state_dict(np.load(file))``.
-            Where it has no ``lr``, because that was a schedule, this optimizer keeps its own.
+            This optimizer keeps its own ``lr`` where that is a schedule, or the other's was.
 
         Raises
         ------
@@ -427,7 +588,8 @@ class Optimizer:
         if not isinstance(state_dict, Mapping):
             name = type(state_dict).__name__
             raise TypeError(f"{caller}: state_dict is of type {name}, expected a mapping")
-        given = {key: np.asarray(value) for key, value in state_dict.items()}
+        given = self._arrays_of(caller, state_dict)
+        plan_names, arrays = plan.names, plan.params
 
         wanted: dict[str, tuple[tuple[int, ...], np.dtype[Any] | None]] = {}
         wanted["steps"] = wanted["skipped_steps"] = ((), None)
@@ -440,53 +602,76 @@ class Optimizer:
                     value = given[key].tolist()
                     options[name] = tuple(value) if isinstance(value, list) else value
                 if key in given or name != "lr":
-                    wanted[key] = ((2,) if name == "betas" else (), None)
+                    wanted[key] = (np.shape(group._options[name]), None)
             all_options.append(options)
         self._check_keys(caller, {key for key in wanted if key not in given}, set())
         all_options = [self._checked(options) for options in all_options]
-        for name, array, index in zip(plan.names, plan.params, plan.groups, strict=True):
-            wanted[f"state.{name}.step"] = ((), None)
-            for state in _RULES[self._rule(all_options[index])][0]:
-                wanted[f"state.{name}.{state}"] = (array.shape, array.dtype)
+        for group, options in zip(self._groups, all_options, strict=True):
+            if callable(group._options["lr"]):
+                options["lr"] = group._options["lr"]
+
+        all_names = {}
+        for group, options in zip(self._groups, all_options, strict=True):
+            names = list(_RULES[self._rule(options)][0])
+            mine = [(plan_names[i], arrays[i]) for i in group._arrays]
+            kept = [
+                name
+                for name in self._optional_states
+                if name not in names and any(f"state.{owner}.{name}" in given for owner, _ in mine)
+            ]
+            for owner, array in mine:
+                wanted[f"state.{owner}.step"] = ((), None)
+                for name in [*names, *kept]:
+                    needed = name not in kept and self._initial(name, options) is not None
+                    if needed or f"state.{owner}.{name}" in given:
+                        wanted[f"state.{owner}.{name}"] = (array.shape, array.dtype)
+            all_names[group._index] = [*names, *kept]
         self._check_keys(caller, wanted.keys() - given.keys(), given.keys() - wanted.keys())
+        counts = {}
         for key, (shape, dtype) in wanted.items():
             if given[key].shape != shape:
                 raise ValueError(f"{caller}: {key} has shape {given[key].shape}, expected {shape}")
             if dtype is not None and given[key].dtype != dtype:
                 raise TypeError(f"{caller}: {key} has dtype {given[key].dtype}, expected {dtype}")
             if dtype is None and not key.startswith("param_groups."):
-                if given[key].dtype.kind not in "iu" or given[key] < 0:
+                if given[key].dtype.kind not in "iu" or not 0 <= given[key] <= _MOST_STEPS:
                     raise ValueError(f"{caller}: {key} is {given[key]}, expected a count")
+                counts[key] = int(given[key])
 
-        for group, options in zip(self._groups, all_options, strict=True):
-            self._set_options(group, options)
-        for parameter, states in self.state.items():
-            for name, state_array in states.items():
-                state_array[...] = given[f"state.{parameter}.{name}"]
-        plan.steps = int(given["steps"])
-        plan.skipped_steps = int(given["skipped_steps"])
+        # A state of this optimizer's own would be written over before it is read.
+        own = {id(a): a for state in self._states for a in map(_memory, state.values())}
+        for key, array in given.items():
+            if any(np.may_share_memory(array, memory) for memory in own.values()):
+                given[key] = array.copy()
+        with plan:
+            self._set_options(
+                plan, self._groups, self._states, dict(enumerate(all_options)), all_names
+            )
+            for group in self._groups:
+                for i in group._arrays:
+                    prefix = f"state.{plan_names[i]}."
+                    made = True
+                    for name in {**self._states[i], **dict.fromkeys(self._optional_states)}:
+                        initial = self._initial(name, group._options)
+                        made &= initial is not None or prefix + name in given
+                        if name in self._states[i]:
+                            self._states[i][name][...] = given.get(prefix + name, initial or 0.0)
+                    plan.counts[i] = counts[prefix + "step"]
+                    plan.started[i] = made and counts[prefix + "step"] > 0
+            plan.steps, plan.skipped_steps = counts["steps"], counts["skipped_steps"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "defaults": self.defaults,
-            "params": self._params,
-            "options": [group._options for group in self._groups],
-            "grouped": self._grouped if self._groups else False,
-            "state_dict": self.state_dict(),
-        }
+        derived = {"_plan": None, "_state": None}
+        options = [group._options for group in self._groups]
+        return {**vars(self), **derived, "_groups": options, "_states": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(
-            defaults=state["defaults"],
-            _plan=None,
-            _params=None,
-            _groups=[],
-            _states=[],
-            _state=MappingProxyType({}),
-        )
-        if state["options"]:
-            self._bind_trees(state["params"], state["options"], state["grouped"])
-            self.load_state_dict(state["state_dict"])
+        vars(self).update(state)
+        self._forget()
+        if state["_groups"]:
+            params = _writable(state["_params"])
+            self._bind_trees(params, state["_groups"], state["_grouped"])
+            self.load_state_dict(state["_states"])
 
     def __repr__(self) -> str:
         name = type(self).__name__
@@ -512,12 +697,11 @@ class Optimizer:
         caller = type(self).__name__
         checked = {}
         for name, value in options.items():
-            if name not in _CHECKS or (hasattr(self, "defaults") and name not in self.defaults):
-                raise ValueError(f"{caller}: unknown hyper-parameter {name!r}")
-            try:
-                checked[name] = _CHECKS[name](value)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{caller}: {name} is {value!r}, expected {error}") from None
+            if name not in self._defaults:
+                meant = _meant(name, self._defaults)
+                raise ValueError(f"{caller}: unknown hyper-parameter {name!r}{meant}")
+            check = self.checks.get(name)
+            checked[name] = value if check is None else check(f"{caller}: {name}", value)
         self._check_together(checked)
         return checked
 
@@ -541,6 +725,18 @@ class Optimizer:
             raise ValueError(f"{caller}: the state is of another model: {'; '.join(parts)}")
 
     @staticmethod
+    def _arrays_of(caller: str, state_dict: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        arrays = {}
+        for key, value in state_dict.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{caller}: state_dict has the key {shown(key)}, expected str")
+            try:
+                arrays[key] = np.asarray(value)
+            except Exception as error:
+                raise TypeError(f"{caller}: {key} cannot be made an array: {error}") from error
+        return arrays
+
+    @staticmethod
     def _is_grouped(params: ArrayTree) -> bool:
         return (
             isinstance(params, Sequence)
@@ -548,74 +744,115 @@ class Optimizer:
             and all(isinstance(group, Mapping) and "params" in group for group in params)
         )
 
+    def _options_of(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        own = {name: value for name, value in group.items() if name != "params"}
+        return self._checked({**self._defaults, **own})
+
     def _bind(self, params: ArrayTree) -> None:
         if not self._is_grouped(params):
-            self._bind_trees(params, [self.defaults], grouped=False)
+            self._bind_trees(params, [self._defaults], grouped=False)
             return
-        all_options = [
-            self._checked({**self.defaults, **{k: v for k, v in group.items() if k != "params"}})
-            for group in params
-        ]
+        all_options = [self._options_of(group) for group in params]
         self._bind_trees([group["params"] for group in params], all_options, grouped=True)
 
     def _bind_trees(
-        self, params: ArrayTree, all_options: list[dict[str, Any]], grouped: bool
+        self, params: ArrayTree, all_options: Sequence[Mapping[str, Any]], grouped: bool
     ) -> None:
+        """Binds the trees, all or nothing; bound groups come first and keep their state."""
         plan = _core.Plan(type(self).__name__, params, grouped)
-        self._plan, self._params, self._grouped = plan, params, grouped
-        self._states = [{} for _ in plan.names]
-        self._groups = [
-            ParamGroup(self, i, params[i] if grouped else params, dict(options))
-            for i, options in enumerate(all_options)
-        ]
-        for group in self._groups:
-            self._set_options(group, group._options)
+        owners, before = plan.groups, self._plan
+        states = [*self._states, *({} for _ in owners[len(self._states) :])]
+        if before is not None:
+            names = before.names if self._grouped else [f"0.{name}" for name in before.names]
+            if plan.names[: len(names)] != names:
+                raise ValueError(f"{type(self).__name__}: params has other arrays than were bound")
+            plan.counts[: len(names)] = before.counts
+            plan.started[: len(names)] = before.started
+            plan.steps, plan.skipped_steps = before.steps, before.skipped_steps
+        groups = self._groups.copy()
+        for i in range(len(groups), len(all_options)):
+            arrays = range(bisect_left(owners, i), bisect_right(owners, i))
+            groups.append(ParamGroup(self, i, arrays, params[i] if grouped else params, {}))
+        self._set_options(plan, groups, states, dict(enumerate(map(dict, all_options))))
+        self._params, self._grouped = params, grouped
+        self._groups, self._states, self._plan = groups, states, plan
 
-    def _set_options(self, group: ParamGroup, options: dict[str, Any]) -> None:
-        """Gives a group these hyper-parameters; states go by name, and new ones are filled."""
-        assert self._plan is not None
-        rule = self._rule(options)
-        states: dict[int, dict[str, NDArray[Any]]] = {}
-        if rule != group._rule:
-            owners = enumerate(self._plan.groups)
-            states = {i: {} for i, owner in owners if owner == group._index}
-            params = self._plan.params
-            mine = [params[i] for i in states]
-            for number, name in enumerate(_RULES[rule][0]):
-                known = [self._states[i][name] for i in states if name in self._states[i]]
-                arrays = known or _new_states(mine, self._initial(name, options), number)
-                for state, array in zip(states.values(), arrays, strict=True):
-                    state[name] = array
-        # Nothing is changed before this point: memory for the states may have run out.
-        self._plan.set_constants(group._index, rule, self._constants(options))
-        for i, state in states.items():
-            self._plan.bind(i, rule, list(state.values()))
-            self._states[i] = state
-        group._options, group._rule = options, rule
-        if not states:
+    def _forget(self) -> None:
+        """Binds nothing."""
+        self._plan, self._params, self._grouped = None, None, False
+        self._groups, self._states, self._state = [], [], MappingProxyType({})
+
+    def _change(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
+        """Sets hyper-parameters of the groups of these indices: all of them, or none."""
+        plan = self._plan
+        if plan is None:
             return
-        counts = self._plan.counts
-        self._state = MappingProxyType(
-            {
-                name: MappingProxyType({"step": counts[i : i + 1].reshape(()), **state})
-                for i, (name, state) in enumerate(zip(self._plan.names, self._states, strict=True))
+        with plan:
+            all_options = {
+                index: self._checked({**self._groups[index]._options, **new})
+                for index, new in changes.items()
             }
-        )
+            self._set_options(plan, self._groups, self._states, all_options)
+
+    def _set_options(
+        self,
+        plan: _core.Plan,
+        groups: Sequence[ParamGroup],
+        states: list[dict[str, NDArray[Any]]],
+        all_options: Mapping[int, dict[str, Any]],
+        all_names: Mapping[int, Sequence[str]] | None = None,
+    ) -> None:
+        """
+        Gives groups these hyper-parameters and the states of these names, all or nothing.
+
+        Without names, they are those of the rule, and those that are there. States go by name;
+        new ones are filled.
+        """
+        prepared = []
+        for index, options in all_options.items():
+            group, rule = groups[index], self._rule(options)
+            known = list(states[group._arrays[0]]) if group._arrays else []
+            names = _RULES[rule][0] + [name for name in known if name not in _RULES[rule][0]]
+            if all_names is not None:
+                names = list(all_names[index])
+            new: list[dict[str, NDArray[Any]]] = []
+            if plan is not self._plan or rule != group._rule or names != known:
+                new = [{} for _ in group._arrays]
+                params = plan.params
+                mine = [params[i] for i in group._arrays]
+                for position, name in enumerate(names):
+                    if name in known:
+                        arrays = [states[i][name] for i in group._arrays]
+                    else:
+                        arrays = _new_states(mine, self._initial(name, options) or 0.0, position)
+                    for state, array in zip(new, arrays, strict=True):
+                        state[name] = array
+            prepared.append((group, options, rule, self._constants(options), new))
+        # Nothing is changed before this point: memory for the states may have run out.
+        for group, options, rule, constants, new in prepared:
+            plan.set_constants(group._index, rule, constants)
+            for i, state in zip(group._arrays, new, strict=False):
+                plan.bind(i, rule, [state[name] for name in _RULES[rule][0]])
+                states[i] = state
+            group._options, group._rule = options, rule
+        if any(new for *_, new in prepared):
+            counts = plan.counts
+            self._state = MappingProxyType(
+                {
+                    name: MappingProxyType({"step": counts[i : i + 1].reshape(()), **state})
+                    for i, (name, state) in enumerate(zip(plan.names, states, strict=True))
+                }
+            )
 
     def _lr(self, options: Mapping[str, Any]) -> float:
         lr = options["lr"]
         if callable(lr):
-            value = lr(self.steps)
-            try:
-                return _number(0.0)(value)
-            except (TypeError, ValueError) as error:
-                name = type(self).__name__
-                raise type(error)(
-                    f"{name}: lr({self.steps}) of {lr!r} is {value!r}, expected {error}"
-                ) from None
+            where = f"{type(self).__name__}: lr({self.steps}) of {shown(lr)}"
+            return number(where, lr(self.steps), 0.0)
         return float(lr)
 
-    def _fold(self, index: int, t: int) -> dict[str, float]:
+    def _fold(self, index: int, t: int, started: bool) -> dict[str, float]:
         options = self._groups[index]._options
         lr = options["lr"]
-        return self._coefficients(options, self._lr(options) if callable(lr) else lr, t)
+        rate = self._lr(options) if callable(lr) else lr
+        return self._coefficients(options, rate, t, started)

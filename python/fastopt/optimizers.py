@@ -32,9 +32,10 @@ class SGD(Optimizer):
         v = momentum v + (1 - dampening) g;  p = p - lr v                 momentum > 0
         v = momentum v + (1 - dampening) g;  p = p - lr (g + momentum v)  nesterov
 
-    As in torch, the velocity v starts as the first gradient, undamped. With ``zero_start`` it
-    starts at zero; ``SGD(lr=..., momentum=b, dampening=b, zero_start=True)`` is then the
-    exponentially weighted average of the gradients, v = b v + (1 - b) g from v = 0.
+    As in torch, the velocity v of an array starts as the first gradient that meets a momentum,
+    undamped, and stays as it is while the momentum is 0. With ``zero_start`` it starts at zero;
+    ``SGD(lr=..., momentum=b, dampening=b, zero_start=True)`` is then the exponentially weighted
+    average of the gradients, v = b v + (1 - b) g from v = 0.
 
     Some texts keep the learning rate inside the velocity, v = momentum v + lr g and p = p - v.
     For a constant ``lr`` that is the same; under a schedule it is not, because old gradients
@@ -113,9 +114,14 @@ class SGD(Optimizer):
     def _check_together(self, options: Mapping[str, Any]) -> None:
         if options["nesterov"] and (options["momentum"] == 0.0 or options["dampening"] != 0.0):
             raise ValueError(
-                f"SGD: nesterov needs momentum > 0 and dampening = 0, got "
+                f"{type(self).__name__}: nesterov needs momentum > 0 and dampening = 0, got "
                 f"momentum={options['momentum']!r}, dampening={options['dampening']!r}"
             )
+
+    _optional_states = ("momentum_buffer",)
+
+    def _initial(self, state: str, options: Mapping[str, Any]) -> None:
+        """The first step with momentum makes the velocity."""
 
     def _rule(self, options: Mapping[str, Any]) -> str:
         if options["momentum"] == 0.0:
@@ -128,10 +134,12 @@ class SGD(Optimizer):
             constants["momentum"] = options["momentum"]
         return constants
 
-    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
+    def _coefficients(
+        self, options: Mapping[str, Any], lr: float, t: int, started: bool
+    ) -> dict[str, float]:
         if options["momentum"] == 0.0:
             return {"lr": lr}
-        undamped = t == 1 and not options["zero_start"]
+        undamped = not started and not options["zero_start"]
         return {"lr": lr, "one_minus_dampening": 1.0 if undamped else 1 - options["dampening"]}
 
 
@@ -217,7 +225,9 @@ class Adagrad(Optimizer):
     def _constants(self, options: Mapping[str, Any]) -> dict[str, float]:
         return {**_common(options), "eps": options["eps"]}
 
-    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
+    def _coefficients(
+        self, options: Mapping[str, Any], lr: float, t: int, started: bool
+    ) -> dict[str, float]:
         return {
             "lr": lr / (1 + (t - 1) * options["lr_decay"]),
             "mean_factor": 1 / t if options["root_mean_square"] else 1.0,
@@ -305,6 +315,8 @@ class RMSprop(Optimizer):
             maximize=maximize,
         )
 
+    _optional_states = ("grad_avg", "momentum_buffer")
+
     def _rule(self, options: Mapping[str, Any]) -> str:
         centered = "_centered" if options["centered"] else ""
         return f"rmsprop{centered}" + ("_momentum" if options["momentum"] != 0.0 else "")
@@ -318,7 +330,9 @@ class RMSprop(Optimizer):
             "momentum": options["momentum"],
         }
 
-    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
+    def _coefficients(
+        self, options: Mapping[str, Any], lr: float, t: int, started: bool
+    ) -> dict[str, float]:
         return {"lr": lr}
 
 
@@ -393,7 +407,9 @@ class Adadelta(Optimizer):
             "eps": options["eps"],
         }
 
-    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
+    def _coefficients(
+        self, options: Mapping[str, Any], lr: float, t: int, started: bool
+    ) -> dict[str, float]:
         return {"lr": lr}
 
 
@@ -466,6 +482,8 @@ class Adam(Optimizer):
             maximize=maximize,
         )
 
+    _optional_states = ("max_exp_avg_sq",)
+
     def _rule(self, options: Mapping[str, Any]) -> str:
         return "adam_amsgrad" if options["amsgrad"] else "adam"
 
@@ -480,7 +498,9 @@ class Adam(Optimizer):
             "eps": options["eps"],
         }
 
-    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
+    def _coefficients(
+        self, options: Mapping[str, Any], lr: float, t: int, started: bool
+    ) -> dict[str, float]:
         beta1, beta2 = options["betas"]
         return {
             "decay": 1.0,
@@ -536,7 +556,9 @@ class AdamW(Adam):
     def _constants(self, options: Mapping[str, Any]) -> dict[str, float]:
         return {**super()._constants(options), "weight_decay": 0.0}
 
-    def _coefficients(self, options: Mapping[str, Any], lr: float, t: int) -> dict[str, float]:
-        coefficients = super()._coefficients(options, lr, t)
+    def _coefficients(
+        self, options: Mapping[str, Any], lr: float, t: int, started: bool
+    ) -> dict[str, float]:
+        coefficients = super()._coefficients(options, lr, t, started)
         coefficients["decay"] = 1 - lr * options["weight_decay"]
         return coefficients

@@ -36,8 +36,9 @@ def sgd(
     """
     One step of `fastopt.SGD`: v = momentum v + (1 - dampening) g, p = p - lr v.
 
-    The first gradient enters undamped unless ``zero_start``. Nesterov's step is along
-    g + momentum v, with v already updated.
+    The gradient that makes the velocity, at t = 1 or where ``momentum_buffer`` is None, enters
+    undamped unless ``zero_start``. Nesterov's step is along g + momentum v, with v already updated.
+    At momentum = 0 the velocity is neither used nor changed.
 
     Examples
     --------
@@ -46,10 +47,12 @@ def sgd(
     (array([0.95, 0.95]),)
     """
     g = (-g if maximize else g) + weight_decay * p
-    if momentum_buffer is None:
-        return (p - lr * g,)
-    if t == 1 and not zero_start:
+    if momentum == 0.0:
+        return (p - lr * g,) if momentum_buffer is None else (p - lr * g, momentum_buffer)
+    if (t == 1 or momentum_buffer is None) and not zero_start:
         dampening = 0.0
+    if momentum_buffer is None:
+        momentum_buffer = np.zeros_like(p)
     v = momentum * momentum_buffer + (1 - dampening) * g
     return p - lr * (g + momentum * v if nesterov else v), v
 
