@@ -4,8 +4,8 @@ BIN = $(VENV)/bin
 SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*/*)
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch test-isas test-qemu test-aarch64 test-exhaustive test-sanitized demo docs \
-	pictures bench bench-compare count-instructions lint wheel clean
+.PHONY: test test-torch test-isas test-qemu test-aarch64 test-exhaustive test-fuzz \
+	test-sanitized demo docs pictures bench bench-compare count-instructions lint wheel clean
 
 # An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
 # it, so that a rebuild compiles only what changed. SETTINGS are more options of the build.
@@ -52,6 +52,10 @@ test-aarch64:
 # The kernels' float32 exp and log on every input: minutes.
 test-exhaustive: $(VENV)/.installed
 	$(BIN)/python tests/exhaustive_exp.py
+
+# The fuzz tests on many examples, other ones each time: minutes.
+test-fuzz: $(VENV)/.installed
+	FASTOPT_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py
 
 # The suite under the address and the undefined-behaviour sanitizer: minutes, most of them the
 # build's. A process that forks under them hangs.
