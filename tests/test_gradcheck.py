@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_breast_cancer, load_wine
 
-from fastopt.gradcheck import EPS, THRESHOLD, check_gradient
+from fastopt.gradcheck import EPS, RESOLUTION, THRESHOLD, check_gradient
 
 
 def network(params: Any) -> tuple[float, Any]:
@@ -141,12 +144,12 @@ def test_fn_gets_a_float64_copy_and_the_params_stay() -> None:
         seen.append((p["a"].dtype, p["a"].shape, type(p["b"])))
         grads = {"a": np.ones((3, 2)), "b": (np.array(1.0),)}
         loss = p["a"].sum() + p["b"][0]
-        p["a"][:] += 0  # fn owns what it is given
+        p["a"] = p["b"] = None  # the containers are fn's own
         return loss, grads
 
     assert check_gradient(fn, params).passed
     assert set(seen) == {(np.dtype(np.float64), (3, 2), tuple)}
-    assert len(seen) == 1 + 2 * 7
+    assert len(seen) == 2 + 2 * 7
     np.testing.assert_array_equal(params["a"], before[0])
     np.testing.assert_array_equal(params["b"][0], before[1])
 
@@ -193,10 +196,298 @@ def test_printed_form() -> None:
         "  W     4.37e-01",
         "  bias  0.00e+00",
         "  worst W[1]: analytic 3, numeric 1",
+        f"  differences of the loss resolve {check.resolution:.1e} of the largest slope",
     ]
+    assert 0 < check.resolution < 1e-9
+
+
+# What differences resolve. The losses below are hard on them, and every gradient is right.
+
+Problem = tuple[Callable[[Any], Any], Any]
+
+
+def softmax_regression(data: Any) -> Callable[[int], Problem]:
+    """Return a problem on raw features, some of them above 1000."""
+    features, labels = data(return_X_y=True)
+    x, onehot = features[::3], np.eye(labels.max() + 1)[labels[::3]]
+
+    def problem(seed: int) -> Problem:
+        def fn(p: Any) -> Any:
+            z = x @ p["W"] + p["b"]
+            z -= z.max(1, keepdims=True)
+            log_sum = np.log(np.exp(z).sum(1, keepdims=True))
+            dz = (np.exp(z - log_sum) - onehot) / len(x)
+            return (log_sum[:, 0] - (z * onehot).sum(1)).mean(), {"W": x.T @ dz, "b": dz.sum(0)}
+
+        rng = np.random.default_rng(seed)
+        scale = [0.0, 1e-3, 1e-2, 1e-1][seed % 4]  # the last one saturates
+        weight = scale * rng.standard_normal((x.shape[1], onehot.shape[1]))
+        return fn, {"W": weight, "b": np.zeros(onehot.shape[1])}
+
+    return problem
+
+
+def small_weights(seed: int) -> Problem:
+    """A three-layer tanh net whose gradients are 1e-4 of its loss."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal((20, 5)), rng.standard_normal((20, 3))
+
+    def fn(p: Any) -> Any:
+        h1 = np.tanh(x @ p["W1"])
+        h2 = np.tanh(h1 @ p["W2"])
+        error = h2 @ p["W3"] - y
+        d2 = error @ p["W3"].T * (1 - h2**2) / 20
+        d1 = d2 @ p["W2"].T * (1 - h1**2)
+        return (error**2).sum() / 40, {"W1": x.T @ d1, "W2": h1.T @ d2, "W3": h2.T @ error / 20}
+
+    shapes = {"W1": (5, 6), "W2": (6, 6), "W3": (6, 3)}
+    return fn, {name: 0.01 * rng.standard_normal(shape) for name, shape in shapes.items()}
+
+
+def large_loss(seed: int) -> Problem:
+    fn, params = small_weights(seed)
+
+    def shifted(p: Any) -> Any:
+        loss, grads = fn({name: 50 * x for name, x in p.items()})
+        return 1e6 + loss, {name: 50 * g for name, g in grads.items()}
+
+    return shifted, params
+
+
+def large_inputs(seed: int) -> Problem:
+    """Logistic regression on salaries: a default step changes the logits by whole numbers."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.lognormal(11, 1, (40, 3)), rng.integers(0, 2, 40)
+
+    def fn(w: Any) -> Any:
+        z = x @ w
+        return (np.logaddexp(0, z) - y * z).mean(), x.T @ (np.exp(-np.logaddexp(0, -z)) - y) / 40
+
+    return fn, rng.standard_normal(3) * 1e-6
+
+
+def batch_normalized(seed: int) -> Problem:
+    """A net in which the gradient of a bias before batch normalization is all rounding."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal((16, 5)), rng.standard_normal((16, 2))
+    v = rng.standard_normal((6, 2))
+
+    def fn(p: Any) -> Any:
+        a = x @ p["W"] + p["b"]
+        invstd = 1 / np.sqrt(a.var(0) + 1e-5)
+        xhat = (a - a.mean(0)) * invstd
+        h = np.tanh(p["gamma"] * xhat)
+        error = h @ v - y
+        dy = error @ v.T * (1 - h**2)
+        dxhat = dy * p["gamma"]
+        da = invstd * (dxhat - dxhat.mean(0) - xhat * (dxhat * xhat).mean(0))
+        grads = {"W": x.T @ da, "b": da.sum(0), "gamma": (dy * xhat).sum(0)}
+        return (error**2).sum() / 2, grads
+
+    return fn, {"W": rng.standard_normal((5, 6)), "b": np.zeros(6), "gamma": np.ones(6)}
+
+
+def linear_loss(seed: int) -> Problem:
+    slope, point = np.random.default_rng(seed).standard_normal((2, 5))
+    return lambda p: (slope @ p, slope), point
+
+
+HARD = {
+    "wine": softmax_regression(load_wine),
+    "breast_cancer": softmax_regression(load_breast_cancer),
+    "small_weights": small_weights,
+    "large_loss": large_loss,
+    "large_inputs": large_inputs,
+    "batch_normalized": batch_normalized,
+    "linear_loss": linear_loss,
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_right_gradients_pass(name: str) -> None:
+    for seed in range(20):
+        check = check_gradient(*HARD[name](seed))
+        assert check.passed, check
+        assert check.relative_error < 2 * THRESHOLD
+        assert check.resolution < RESOLUTION
+
+
+def loss_of(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda p: fn(p)[0]
+
+
+def one_entry(arrays: list[Any], rng: np.random.Generator) -> None:
+    array = arrays[rng.integers(len(arrays))]
+    index = tuple(rng.integers(array.shape))
+    array[index] += rng.choice([-1e-4, 1e-4]) * max(np.abs(a).max() for a in arrays)
+
+
+def a_sign(arrays: list[Any], rng: np.random.Generator) -> None:
+    array = max(arrays, key=lambda a: np.abs(a).max())
+    array *= -1
+
+
+def a_factor(arrays: list[Any], rng: np.random.Generator) -> None:
+    for array in arrays:
+        array *= 1.001
+
+
+def a_mean_without_its_count(arrays: list[Any], rng: np.random.Generator) -> None:
+    for array in arrays:
+        array *= 20
+
+
+@pytest.mark.parametrize(
+    ("change", "seeds"),
+    [(one_entry, 20), (a_factor, 20), (a_sign, 5), (a_mean_without_its_count, 5)],
+)
+@pytest.mark.parametrize("name", HARD)
+def test_wrong_gradients_fail(name: str, change: Callable[..., None], seeds: int) -> None:
+    for seed in range(seeds):
+        fn, params = HARD[name](seed)
+        right = fn(params)[1]
+        wrong = copy.deepcopy(right)
+        pairs = (
+            [(wrong, right)]
+            if isinstance(right, np.ndarray)
+            else [(wrong[key], right[key]) for key in right]
+        )
+        change([w for w, _ in pairs], np.random.default_rng(seed))
+        check = check_gradient(loss_of(fn), params, wrong)
+        assert not check.passed
+        assert check.resolved, check
+        worst = wrong if isinstance(wrong, np.ndarray) else wrong[check.worst.name]
+        exact = right if isinstance(right, np.ndarray) else right[check.worst.name]
+        assert check.worst.analytic == worst[check.worst.index] != exact[check.worst.index]
+
+
+def quartic(seed: int) -> Problem:
+    return lambda p: (np.sum(p**4), 4 * p**3), np.zeros(3)
+
+
+def parabola(seed: int) -> Problem:
+    center = np.random.default_rng(seed).standard_normal(4)
+    return lambda p: (1 + np.sum((p - center) ** 2), 2 * (p - center)), center
+
+
+def least_squares(seed: int) -> Problem:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((50, 6)) * 10.0 ** rng.integers(-1, 4, 6)
+    y = rng.standard_normal(50)
+    fitted = np.linalg.lstsq(x, y, rcond=None)[0]
+    return lambda w: (np.mean((x @ w - y) ** 2), 2 * x.T @ (x @ w - y) / 50), fitted
+
+
+def fitted_logistic(seed: int) -> Problem:
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal((60, 4)), rng.integers(0, 2, 60)
+    w = np.zeros(4)
+    for _ in range(30):  # Newton's method
+        s = 1 / (1 + np.exp(-x @ w))
+        w -= np.linalg.solve(x.T @ (x * (s * (1 - s))[:, None]), x.T @ (s - y))
+
+    def fn(w: Any) -> Any:
+        z = x @ w
+        return (np.logaddexp(0, z) - y * z).mean(), x.T @ (1 / (1 + np.exp(-z)) - y) / 60
+
+    return fn, w
+
+
+@pytest.mark.parametrize("problem", [quartic, parabola, least_squares, fitted_logistic])
+def test_a_minimum_passes_and_a_slope_there_fails(problem: Callable[[int], Problem]) -> None:
+    for seed in range(20):
+        fn, params = problem(seed)
+        check = check_gradient(fn, params)
+        assert check.passed, check
+        curvature = np.abs(fn(params + 1e-3)[1]).max() / 1e-3
+        wrong = fn(params)[1] + 1e-6 * curvature  # that of a point 1e-6 away
+        assert not check_gradient(loss_of(fn), params, wrong).passed
+
+
+def test_a_loss_too_large_for_its_gradient_is_not_resolved() -> None:
+    def fn(p: Any) -> Any:
+        return 1e11 + np.sum(np.sin(p)), np.cos(p)
+
+    check = check_gradient(fn, np.linspace(0, 1, 5))
+    assert not check.passed
+    assert not check.resolved
+    assert RESOLUTION < check.resolution < 1
+    assert str(check).startswith("gradient check CANNOT BE RESOLVED: ")
+    wrong = check_gradient(lambda p: (fn(p)[0], -fn(p)[1]), np.linspace(0, 1, 5))
+    assert not wrong.passed
+    assert wrong.resolved, "a sign is seen all the same"
+    assert str(wrong).startswith("gradient check FAILED: ")
+
+
+def test_a_loss_that_is_flat_up_to_its_rounding_is_not_resolved() -> None:
+    fn, params = batch_normalized(0)
+
+    def of_the_bias(b: Any) -> Any:
+        loss, grads = fn({**params, "b": b})
+        return loss, grads["b"]
+
+    check = check_gradient(of_the_bias, params["b"])
+    assert not check.passed
+    assert not check.resolved
+    assert check.resolution > 0.1
+
+
+@pytest.mark.parametrize("distance", [1e-6, 3e-7])
+def test_a_kink_beside_the_point(distance: float) -> None:
+    x = np.array([distance, -distance, 0.5])
+    relu = check_gradient(lambda p: (np.maximum(p, 0).sum(), (p > 0) * 1.0), x)
+    assert relu.passed
+    wrong = check_gradient(lambda p: (np.maximum(p, 0).sum(), np.full(3, 0.5)), x)
+    assert not wrong.passed
+
+
+def test_a_border_beside_the_point() -> None:
+    with np.errstate(invalid="ignore"):
+        assert check_gradient(lambda p: (np.log(p).sum(), 1 / p), np.array([2e-6, 1.0])).passed
+
+
+def test_fn_that_changes_its_argument_is_told() -> None:
+    def fn(p: Any) -> Any:
+        p["W"] -= 0.1
+        return p["W"].sum(), {"W": np.ones(2)}
+
+    params = {"W": np.zeros(2)}
+    with pytest.raises(ValueError, match=r"fn changed the parameters .* let it work on a copy"):
+        check_gradient(fn, params)
+    assert params["W"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-9])
+def test_fn_that_draws_new_numbers_is_told(size: float) -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="at the same parameters: if it draws random numbers"):
+        check_gradient(lambda p: (1 + size * rng.random() + p.sum(), np.ones(2)), np.zeros(2))
+
+
+def test_a_loss_rounded_another_way_is_noise() -> None:
+    rng = np.random.default_rng(0)  # as sums by several threads may be
+    x = np.linspace(1, 2, 5)
+    check = check_gradient(lambda p: (np.sum(p**2) + 1e-14 * rng.random(), 2 * p), x)
+    assert check.passed
+
+
+def test_underflow_is_no_error() -> None:
+    def fn(p: Any) -> Any:
+        with np.errstate(under="ignore"):
+            return 1e-200 * np.sum(p**2), 2e-200 * p
+
+    def wrong(p: Any) -> Any:
+        loss, gradient = fn(p)
+        return loss, gradient * [1, 2]
+
+    x = np.array([1e-150, 1.0])
+    with np.errstate(all="raise"):
+        assert check_gradient(fn, x).passed
+        assert not check_gradient(wrong, x).passed
 
 
 X = np.zeros(2)
+untyped: Any = check_gradient  # where the type itself is wrong
 
 
 def grad(p: Any) -> Any:
@@ -206,29 +497,49 @@ def grad(p: Any) -> Any:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (lambda: untyped(None, X), TypeError, "fn is None, expected a function"),
         (lambda: check_gradient(grad, X, eps=0.0), ValueError, "eps is 0.0"),
         (lambda: check_gradient(grad, X, eps=-1e-6), ValueError, "eps is -1e-06"),
         (lambda: check_gradient(grad, X, eps=np.nan), ValueError, "eps is nan"),
         (lambda: check_gradient(grad, X, eps=1e-17), ValueError, "eps is 1e-17"),
+        (lambda: untyped(grad, X, eps="1e-6"), TypeError, "eps is '1e-6'"),
         (lambda: check_gradient(grad, X, samples=0), ValueError, "samples is 0"),
+        (lambda: untyped(grad, X, samples=2.0), TypeError, r"samples is 2\.0"),
         (lambda: check_gradient(grad, np.zeros(0)), ValueError, "params is empty"),
         (lambda: check_gradient(grad, [1.0, 2.0]), TypeError, r"params\['0'\] is float"),
         (lambda: check_gradient(grad, np.arange(2)), TypeError, r"params\['param'\] is int64"),
         (
             lambda: check_gradient(lambda p: p.sum(), X),
             TypeError,
-            r"fn returned float64.*\(loss, g",
+            r"fn returned np.float64.*\(loss, g",
         ),
         (
             lambda: check_gradient(grad, X, X),
             TypeError,
-            "fn returned tuple, expected the loss alone",
+            r"fn returned \(.*expected the loss alone",
         ),
         (lambda: check_gradient(lambda p: (p, p), X), ValueError, r"loss of shape \(2,\)"),
+        *[
+            (
+                lambda loss=loss: check_gradient(lambda p: (loss, np.ones(2)), X),
+                TypeError,
+                f"loss in {name}, expected a float or float64",
+            )
+            for loss, name in [
+                (np.float32(1), "float32"),
+                (np.float16(1), "float16"),
+                (np.zeros((), np.float16), "float16"),
+                (1j, "complex"),
+                ("x", "str"),
+                (None, "NoneType"),
+                ([1, [2]], "list"),
+                (10**400, "int"),
+            ]
+        ],
         (
-            lambda: check_gradient(lambda p: (np.float32(p.sum()), np.ones(2)), X),
+            lambda: check_gradient(lambda p: (1.0, np.ones(2), 3), X),
             TypeError,
-            "loss in float32, expected float64",
+            r"fn returned \(1.0, .*expected \(loss, grads\)",
         ),
         (
             lambda: check_gradient(lambda p: (p.sum(), np.ones(3)), X),
