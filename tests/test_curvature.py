@@ -269,7 +269,7 @@ def frozen() -> Any:
             TypeError,
             r"grads\['param'\] is float32, expected float64",
         ),
-        (lambda w: hessian(lambda x: x, [w, 3.0]), TypeError, r"params\['1'\] is float"),
+        (lambda w: hessian(lambda x: x, [w, 3.0]), TypeError, r"params\['1'\] is of type float"),
         (lambda w: escape(w, MINIMUM), ValueError, r"point \(minimum\) has no escape direction"),
         (lambda w: escape(w, SADDLE, step=0.0), ValueError, "step is 0.0"),
         (lambda w: escape(w, SADDLE, step=np.inf), ValueError, "step is inf"),

@@ -506,7 +506,7 @@ def grad(p: Any) -> Any:
         (lambda: check_gradient(grad, X, samples=0), ValueError, "samples is 0"),
         (lambda: untyped(grad, X, samples=2.0), TypeError, r"samples is 2\.0"),
         (lambda: check_gradient(grad, np.zeros(0)), ValueError, "params is empty"),
-        (lambda: check_gradient(grad, [1.0, 2.0]), TypeError, r"params\['0'\] is float"),
+        (lambda: check_gradient(grad, [1.0, 2.0]), TypeError, r"params\['0'\] is of type float"),
         (lambda: check_gradient(grad, np.arange(2)), TypeError, r"params\['param'\] is int64"),
         (
             lambda: check_gradient(lambda p: p.sum(), X),

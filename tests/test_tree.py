@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fastopt import _tree
+from fastopt import _core, _tree
 
 leaves = hnp.arrays(
     st.sampled_from([np.float32, np.float64]),
@@ -44,6 +45,48 @@ def test_names_are_dotted_paths() -> None:
     assert list(named) == ["layers.0.W", "layers.1.0", "out.W"]
     assert all(found is array for found, array in zip(named.values(), (a, b, c), strict=True))
     assert list(_tree.named_arrays(a)) == ["param"]
+
+
+class Pair(NamedTuple):
+    W: Any
+    b: Any
+
+
+@dataclass
+class Layer:
+    W: Any
+
+
+def test_named_tuples_keep_their_class_and_arrays_without_axes_stay_arrays() -> None:
+    tree = {"pair": Pair(np.array(1.0), [np.zeros(2)]), "plain": (np.zeros(1),)}
+    for rebuilt in (
+        _tree.rebuild(tree, _tree.named_arrays(tree).values()),
+        _tree.unflatten(_tree.flatten(tree), tree),
+    ):
+        assert type(rebuilt["pair"]) is Pair and type(rebuilt["plain"]) is tuple
+        assert type(rebuilt["pair"].b) is list
+        assert type(rebuilt["pair"].W) is np.ndarray and rebuilt["pair"].W.shape == ()
+
+
+def test_both_walkers_take_the_same_trees() -> None:
+    """An optimizer walks in C++: the names are the same, and so is what is no tree."""
+    a = np.zeros(1)
+    lists: Any = [a]
+    for _ in range(99):
+        lists = [lists]
+    for tree in ({0: a, "b": [a], True: (a,)}, {"\ud800": a}, {"W": a.view(np.memmap)}, lists):
+        assert list(_tree.named_arrays(tree)) == _core.Plan("", tree, False).names
+    endless: list[Any] = []
+    endless.append(endless)
+    for tree in (
+        *(endless, [lists], {1.5: a}, {(1,): a}, {np.int64(1): a}, {b"W": a}, {"W": bytearray(8)}),
+        *({"W": np.ma.masked_array(a)}, {"a": {"b": a}, "a.b": a}, {"W": (x for x in [a])}),
+        *({"W": a}.values(), Layer(a), None, {"W": "text"}, {"W": 1.0}, {"W": memoryview(a)}),
+    ):
+        with pytest.raises((TypeError, ValueError)) as ours:
+            _tree.named_arrays(tree)
+        with pytest.raises(type(ours.value)):
+            _core.Plan("", tree, False)
 
 
 @given(trees)
@@ -81,15 +124,36 @@ def test_flatten_like_follows_the_order_of_params() -> None:
     assert _tree.flatten_like(grads, params).tolist() == [1, 2, 3, 4]
 
 
+class Tensor:
+    def detach(self) -> None: ...
+
+
+ENDLESS: dict[str, Any] = {}
+ENDLESS["a"] = ENDLESS
 PARAMS = {"a": np.zeros(2), "b": np.zeros((1, 2))}
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: _tree.named_arrays({"a": [1.0]}), TypeError, r"params\['a.0'\] is float"),
-        (lambda: _tree.named_arrays("text"), TypeError, r"params\['param'\] is str"),
-        (lambda: _tree.named_arrays({"W": None}, "grads"), TypeError, r"grads\['W'\] is NoneType"),
+        (lambda: _tree.named_arrays({"a": [1.0]}), TypeError, r"params\['a.0'\] is of type float,"),
+        (lambda: _tree.named_arrays("text"), TypeError, r"params\['param'\] is of type str"),
+        (lambda: _tree.named_arrays({"W": None}, "grads"), TypeError, "is of type NoneType"),
+        (
+            lambda: _tree.named_arrays({"W": {2.5: 1}}),
+            TypeError,
+            r"params\['W'\] has the key 2.5 of type float, expected str or int",
+        ),
+        (lambda: _tree.named_arrays(ENDLESS), ValueError, "params is nested deeper than 100 lev"),
+        (lambda: _tree.named_arrays(Tensor()), TypeError, r"use tensor\.detach\(\)\.numpy\(\)"),  # type: ignore[arg-type]
+        (lambda: _tree.named_arrays(Layer(1)), TypeError, r"type Layer, .* use vars\(\.\.\.\)"),  # type: ignore[arg-type]
+        (lambda: _tree.named_arrays({}.values()), TypeError, r"dict_values, .* use list\(\.\.\.\)"),  # type: ignore[arg-type]
+        (lambda: _tree.named_arrays([map(abs, [])]), TypeError, r"type map, .* use list\(\.\.\.\)"),
+        (
+            lambda: _tree.named_arrays([np.ma.masked_array([1.0])]),
+            TypeError,
+            "is of type MaskedArray, which has an arithmetic of its own",
+        ),
         (lambda: _tree.named_arrays(np.arange(3)), TypeError, "is int64, expected a floating"),
         (lambda: _tree.named_arrays(np.zeros(3, complex)), TypeError, "is complex128"),
         (

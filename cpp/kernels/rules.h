@@ -124,13 +124,19 @@ struct Adam {
   }
 };
 
-// The exponentially weighted average p of what g brings: grad_scale = 1 - decay.
+// The exponentially weighted average p of what g brings: it goes its share of the way to g, from
+// the end that is nearer, so that a p that is there stays, and a share of 1 is g itself. An infinity
+// stays, too: the way from one to itself is NaN.
 template <class T>
 struct Ema {
-  static constexpr Names names{"ema", "", "grad_scale decay"};
-  T grad_scale, decay;
+  static constexpr Names names{"ema", "", "share rest"};
+  T share, rest;
 
-  void operator()(T g, T& p) const { p = decay * p + grad_scale * g; }
+  void operator()(T g, T& p) const {
+    const bool near = share < rest;
+    const T from = near ? p : g, to = near ? g : p, part = near ? share : rest;
+    p = p * T(0) == g * T(0) ? from + (part * to - part * from) : p + g;
+  }
 };
 
 // All of them, for one T.

@@ -3,46 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastopt._checks import shown
 
 Array: TypeAlias = NDArray[Any]
 Vector: TypeAlias = NDArray[np.float64]
 Tree: TypeAlias = Array | Mapping[str, Any] | Sequence[Any]
 
 
+_MAX_DEPTH = 100  # deeper trees are taken for one that contains itself
+
+
 def named_arrays(tree: Tree, what: str = "params") -> dict[str, Array]:
-    """Return the arrays of `tree` by dotted name; `what` names the argument in errors."""
+    """
+    Return the arrays of `tree` by dotted name; `what` names the argument in errors.
+
+    Containers, keys and arrays are those that an optimizer takes, of any floating dtype.
+    """
     arrays: dict[str, Array] = {}
 
-    def walk(node: object, path: str) -> None:
+    def walk(node: object, path: str, depth: int) -> None:
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"{what} is nested deeper than {_MAX_DEPTH} levels")
         if isinstance(node, Mapping):
             children = list(node.items())
-        elif isinstance(node, Sequence) and not isinstance(node, str | bytes):
+        elif isinstance(node, Sequence) and not isinstance(node, str | bytes | bytearray):
             children = list(enumerate(node))
         else:
             name = path or "param"
-            if isinstance(node, np.floating):  # what arithmetic makes of an array of shape ()
-                node = np.asarray(node)
-                node.flags.writeable = False
-            if not isinstance(node, np.ndarray):
-                raise TypeError(
-                    f"{what}[{name!r}] is {type(node).__name__}, expected an array, "
-                    "a mapping or a sequence"
-                )
-            if not np.issubdtype(node.dtype, np.floating):
-                raise TypeError(f"{what}[{name!r}] is {node.dtype}, expected a floating dtype")
             if name in arrays:
                 raise ValueError(f"{what} has two arrays with the name {name!r}")
-            arrays[name] = node
+            arrays[name] = _as_array(node, f"{what}[{name!r}]")
             return
         for key, child in children:
-            walk(child, f"{path}.{key}" if path else str(key))
+            if not isinstance(key, str | int):
+                raise TypeError(
+                    f"{what}{f'[{path!r}]' if path else ''} has the key {shown(key)} of type "
+                    f"{type(key).__name__}, expected str or int"
+                )
+            # What has no UTF-8, a lone surrogate, is escaped.
+            name = str(key).encode(errors="backslashreplace").decode()
+            walk(child, f"{path}.{name}" if path else name, depth + 1)
 
-    walk(tree, "")
+    walk(tree, "", 0)
     return arrays
+
+
+def _as_array(node: object, where: str) -> Array:
+    if isinstance(node, np.floating):  # what arithmetic makes of an array of shape ()
+        node = np.asarray(node)
+        node.flags.writeable = False
+    kind = type(node).__name__
+    if not isinstance(node, np.ndarray):
+        if hasattr(node, "detach"):
+            hint = ": use tensor.detach().numpy()"
+        elif is_dataclass(node):
+            hint = " or a container of them: use vars(...), the dict of its fields"
+        elif isinstance(node, Iterable) and not isinstance(node, str | bytes | bytearray):
+            hint = " or a container of them: use list(...)"
+        else:
+            hint = ""
+        raise TypeError(f"{where} is of type {kind}, expected numpy.ndarray{hint}")
+    for arithmetic in ("__add__", "__array_ufunc__"):
+        if getattr(type(node), arithmetic) is not getattr(np.ndarray, arithmetic):
+            raise TypeError(
+                f"{where} is of type {kind}, which has an arithmetic of its own, "
+                "expected numpy.ndarray"
+            )
+    if not np.issubdtype(node.dtype, np.floating):
+        raise TypeError(f"{where} is {node.dtype}, expected a floating dtype")
+    return node
 
 
 def flatten(tree: Tree, what: str = "params") -> Vector:
@@ -75,7 +110,8 @@ def flatten_like(tree: Tree, params: Tree, what: str = "grads") -> Vector:
 def rebuild(like: Tree, arrays: Iterable[Array]) -> Any:
     """Return a tree of the shape of `like` with these arrays in it, in the order of its own.
 
-    Mappings become dicts, tuples tuples, and other sequences lists.
+    Mappings become dicts, named tuples such of their class, other tuples tuples, and other
+    sequences lists.
     """
     pieces = iter(arrays)
 
@@ -84,7 +120,10 @@ def rebuild(like: Tree, arrays: Iterable[Array]) -> Any:
             return next(pieces)
         if isinstance(node, Mapping):
             return {key: walk(child) for key, child in node.items()}
-        return (tuple if isinstance(node, tuple) else list)(walk(child) for child in node)
+        children = [walk(child) for child in node]
+        if isinstance(node, tuple):
+            return getattr(type(node), "_make", tuple)(children)
+        return children
 
     return walk(like)
 

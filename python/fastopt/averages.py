@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastopt import _core
+from fastopt._checks import number, shown, switch
 from fastopt._tree import Array, Tree, named_arrays, rebuild
-
-
-def _check(caller: str, decay: Any, bias_correction: Any) -> float:
-    expected = f"{caller}: decay is {decay!r}, expected a number in [0, 1)"
-    if isinstance(decay, bool) or not isinstance(decay, Real):
-        raise TypeError(expected)
-    if not 0 <= float(decay) < 1:
-        raise ValueError(expected)
-    if not isinstance(bias_correction, (bool, np.bool_)):
-        raise TypeError(f"{caller}: bias_correction is {bias_correction!r}, expected a bool")
-    return float(decay)
 
 
 class ExponentialMovingAverage:
@@ -31,11 +20,14 @@ class ExponentialMovingAverage:
 
     ::
 
-        average = decay average + (1 - decay) p      from zero on, at every update
-        value   = average / (1 - decay^t)            after t updates, with bias_correction
+        average += share (p - average)               from zero on, at every update
+        share = (1 - decay) / (1 - decay^t)          in the t-th one, with bias_correction
+        share = 1 - decay                            without
 
-    The corrected value is a true weighted mean from the first update on. It lags about
-    1 / (1 - decay) updates behind the parameters, and is less noisy than they are.
+    With the correction the weights decay^(t - i) of the values p_i add up to one from the first
+    update on. The average lags about 1 / (1 - decay) updates behind the parameters, and is less
+    noisy than they are. Parameters that do not change are their own average, bit for bit, and an
+    infinity, as of a mask, stays one.
 
     Like an optimizer it keeps the *container* of the arrays: every update averages what that holds
     then.
@@ -47,7 +39,7 @@ class ExponentialMovingAverage:
     decay : float
         In [0, 1); 0.999 averages over about 1000 updates.
     bias_correction : bool, default True
-        Without it, the value is the average itself, which starts near zero.
+        Without it the average starts near zero.
 
     Raises
     ------
@@ -78,8 +70,7 @@ class ExponentialMovingAverage:
 
     def __init__(self, params: Tree, decay: float, *, bias_correction: bool = True) -> None:
         name = type(self).__name__
-        self._decay = _check(name, decay, bias_correction)
-        self._bias_correction = bool(bias_correction)
+        self._set_options(name, decay, bias_correction)
         self._params = params
         self._averages = rebuild(
             params, [np.zeros_like(array, subok=False) for array in named_arrays(params).values()]
@@ -87,13 +78,20 @@ class ExponentialMovingAverage:
         self._plan = _core.Plan(name, self._averages, False)
         for i in range(len(self._plan.names)):
             self._plan.bind(i, "ema", [])
-        self._set_constants()
+        self._plan.set_constants(0, "ema", {})  # all of them change from update to update
         self._swapped = False
 
-    def _set_constants(self) -> None:
-        values = {"decay": self._decay, "grad_scale": 1 - self._decay}
-        with self._plan:
-            self._plan.set_constants(0, "ema", values)
+    def _set_options(self, caller: str, decay: Any, bias_correction: Any) -> None:
+        decay = number(f"{caller}: decay", decay, 0, 1, below=True)
+        self._bias_correction = switch(f"{caller}: bias_correction", bias_correction)
+        self._decay = decay
+
+    def _coefficients(self, group: int, t: int, started: bool) -> dict[str, float]:
+        """What the arrays' t-th update multiplies with."""
+        share = 1 - self._decay
+        if self._bias_correction:
+            share /= 1 - self._decay**t
+        return {"share": share, "rest": 1 - share}
 
     @property
     def steps(self) -> int:
@@ -117,9 +115,7 @@ class ExponentialMovingAverage:
         if self._swapped:
             raise RuntimeError(f"{caller}: the averages are swapped in for the parameters")
         try:
-            self._plan.step(
-                self._averages, self._params, lambda group, t, started: {}, 1.0, None, False
-            )
+            self._plan.step(self._averages, self._params, self._coefficients, 1.0, None, False)
         except (TypeError, ValueError):
             self._live(caller)  # says it in words of averages where it can
             raise
@@ -138,10 +134,9 @@ class ExponentialMovingAverage:
         ValueError
             If an array had no update yet.
         """
-        divisors = self._divisors(f"{type(self).__name__}.value")
-        averages = named_arrays(self._averages).values()
+        self._check_started(f"{type(self).__name__}.value")
         return rebuild(
-            self._averages, [average / d for average, d in zip(averages, divisors, strict=True)]
+            self._averages, [average.copy("K") for average in named_arrays(self._averages).values()]
         )
 
     @contextmanager
@@ -157,26 +152,34 @@ class ExponentialMovingAverage:
             If an array had no update yet or cannot be changed in place. Nothing is
             changed then.
         RuntimeError
-            If the averages are swapped in already.
+            If the averages are swapped in already; at the end of the block, if ``params`` no longer
+            holds the arrays it held at its begin. They are as before then, the new ones as they are.
         """
         caller = f"{type(self).__name__}.swap"
         if self._swapped:
             raise RuntimeError(f"{caller}: the averages are swapped in already")
-        divisors = self._divisors(caller)
+        self._check_started(caller)
         live = self._live(caller)
         for name, array in live.items():
             if not array.flags.writeable:
                 raise ValueError(f"{caller}: params['{name}'] is read-only")
-        saved = [array.copy() for array in live.values()]
+        # Views: they can be written whatever becomes of the arrays' flags and shapes.
+        saved = [(array[...], array.copy()) for array in live.values()]
         averages = named_arrays(self._averages)
         self._swapped = True
         try:
-            for (name, array), divisor in zip(live.items(), divisors, strict=True):
-                np.divide(averages[name], divisor, out=array)
+            for name, array in live.items():
+                array[...] = averages[name]
             yield
+            for name, array in named_arrays(self._params, f"{caller}: params").items():
+                if array is not live.get(name):
+                    raise RuntimeError(
+                        f"{caller}: params['{name}'] became another array while the averages were "
+                        "swapped in: change arrays in place there"
+                    )
         finally:
-            for array, copy in zip(live.values(), saved, strict=True):
-                array[...] = copy
+            for view, copy in saved:
+                view[...] = copy
             self._swapped = False
 
     def state_dict(self) -> dict[str, Array]:
@@ -215,7 +218,11 @@ class ExponentialMovingAverage:
             If names, shapes or dtypes differ: the message says which. Nothing is changed then.
         """
         caller = f"{type(self).__name__}.load_state_dict"
-        given = {key: np.asarray(value) for key, value in state_dict.items()}
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                f"{caller}: state_dict is of type {type(state_dict).__name__}, expected a mapping"
+            )
+        given = {key: np.array(value) for key, value in state_dict.items()}  # not the live ones
         averages = named_arrays(self._averages)
         counts = ["steps", *(f"state.{name}.step" for name in averages)]
         wanted = {"decay", "bias_correction", *counts, *(f"state.{n}.average" for n in averages)}
@@ -223,12 +230,12 @@ class ExponentialMovingAverage:
             raise ValueError(
                 f"{caller}: the state is of another model: "
                 f"missing {sorted(wanted - given.keys())[:5]}, "
-                f"unexpected {sorted(given.keys() - wanted)[:5]}"
+                f"unexpected {sorted(given.keys() - wanted, key=repr)[:5]}"
             )
-        decay = _check(caller, given["decay"].tolist(), given["bias_correction"].tolist())
         for key in counts:
-            if given[key].shape != () or given[key].dtype.kind not in "iu" or given[key] < 0:
-                raise ValueError(f"{caller}: {key} is {given[key]}, expected a count")
+            value = given[key]
+            if value.shape != () or value.dtype.kind not in "iu" or not 0 <= value < 2**63:
+                raise ValueError(f"{caller}: {key} is {shown(value.tolist())}, expected a count")
         for name, average in averages.items():
             key = f"state.{name}.average"
             if given[key].shape != average.shape:
@@ -239,18 +246,23 @@ class ExponentialMovingAverage:
                 raise TypeError(
                     f"{caller}: {key} has dtype {given[key].dtype}, expected {average.dtype}"
                 )
-        for i, (name, average) in enumerate(averages.items()):
-            average[...] = given[f"state.{name}.average"]
-            self._plan.counts[i] = given[f"state.{name}.step"]
-        self._decay, self._bias_correction = decay, bool(given["bias_correction"])
-        self._plan.steps = int(given["steps"])
-        self._set_constants()
+        with self._plan:
+            self._set_options(caller, given["decay"].tolist(), given["bias_correction"].tolist())
+            for i, (name, average) in enumerate(averages.items()):
+                average[...] = given[f"state.{name}.average"]
+                self._plan.counts[i] = given[f"state.{name}.step"]
+            self._plan.steps = int(given["steps"])
 
     def __getstate__(self) -> dict[str, Any]:
+        if self._swapped:
+            raise RuntimeError(
+                f"{type(self).__name__}: the averages are swapped in, a copy would lose the "
+                "parameters"
+            )
         return {"params": self._params, "state_dict": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["params"], 0.0)  # type: ignore[misc]
+        ExponentialMovingAverage.__init__(self, state["params"], 0.0)
         self.load_state_dict(state["state_dict"])
 
     def __repr__(self) -> str:
@@ -259,13 +271,10 @@ class ExponentialMovingAverage:
             f"bias_correction={self._bias_correction}, steps={self.steps})"
         )
 
-    def _divisors(self, caller: str) -> list[float]:
-        """What every average is divided by."""
-        counts = self._plan.counts.tolist()
-        for name, count in zip(self._plan.names, counts, strict=True):
+    def _check_started(self, caller: str) -> None:
+        for name, count in zip(self._plan.names, self._plan.counts.tolist(), strict=True):
             if count == 0:
                 raise ValueError(f"{caller}: params['{name}'] had no update yet")
-        return [1 - self._decay**count if self._bias_correction else 1.0 for count in counts]
 
     def _live(self, caller: str) -> dict[str, Array]:
         """The arrays that ``params`` holds now, where they are still those of the averages."""
@@ -292,11 +301,12 @@ def exponential_moving_average(
 
     ::
 
-        v_t = decay v_(t-1) + (1 - decay) values_t,  v_0 = 0
-        divided by 1 - decay^t with bias_correction
+        v_t = v_(t-1) + share (values_t - v_(t-1)),  v_0 = 0
+        share = (1 - decay) / (1 - decay^t)          with bias_correction
+        share = 1 - decay                            without
 
     It averages over about 1 / (1 - decay) points: 0.9 over ten days' temperatures, 0.98 over
-    fifty, which is smoother and lags behind.
+    fifty, which is smoother and lags behind. It is computed in float64; an infinity stays one.
 
     Parameters
     ----------
@@ -333,7 +343,8 @@ def exponential_moving_average(
     array([40.  , 44.74, 44.83])
     """
     caller = "exponential_moving_average"
-    decay = _check(caller, decay, bias_correction)
+    decay = number(f"{caller}: decay", decay, 0, 1, below=True)
+    bias_correction = switch(f"{caller}: bias_correction", bias_correction)
     series = np.asarray(values)
     if series.dtype.kind in "iub":
         series = series.astype(np.float64)
@@ -341,10 +352,14 @@ def exponential_moving_average(
         raise TypeError(f"{caller}: values has dtype {series.dtype}, expected numbers")
     if series.ndim == 0:
         raise ValueError(f"{caller}: values has no axis to average along")
-    averages = (1 - decay) * series
-    for t in range(1, len(averages)):
-        averages[t] += decay * averages[t - 1]
-    if bias_correction:
-        counts = np.arange(1, len(averages) + 1).reshape(-1, *[1] * (series.ndim - 1))
-        averages /= 1 - decay**counts
-    return averages
+    with np.errstate(all="ignore"):
+        infinite = np.where(np.isfinite(series), 0, series).astype(np.float64)
+        averages = np.where(np.isfinite(series), series, 0).astype(np.float64)
+        share = np.full(len(series), 1 - decay)
+        if bias_correction:
+            share /= 1 - decay ** np.arange(1, len(series) + 1)
+        average = np.zeros(series.shape[1:])
+        for t, rest in enumerate((1 - share).tolist()):
+            averages[t] += rest * average - rest * averages[t]
+            average = averages[t]
+        return (averages + np.cumsum(infinite, axis=0)).astype(series.dtype)
