@@ -161,7 +161,7 @@ class Pair(NamedTuple):
 
 
 def test_containers_and_arrays_without_axes_come_back_as_they_are() -> None:
-    params = {"pair": Pair(np.ones(3), np.array(2.0)), 0: np.array(3.0, np.float32)}
+    params: Any = {"pair": Pair(np.ones(3), np.array(2.0)), 0: np.array(3.0, np.float32)}
     ema = ExponentialMovingAverage(params, 0.5)
     ema.update()
     value = ema.value()
@@ -397,7 +397,7 @@ def test_a_state_of_its_own_live_arrays_is_copied() -> None:
             TypeError,
             r"update: params\['W'\] has dtype float32",
         ),
-        (replace("W", 1.0), TypeError, r"update: params\['W'\] is float"),
+        (replace("W", 1.0), TypeError, r"update: params\['W'\] is of type float"),
         (replace("c", np.ones(1)), ValueError, r"update: params has other names .*\['c'\]"),
         (replace("b", LOCKED, "swap"), ValueError, rf"{NAME}.swap: params\['b'\] is read-only"),
         (replace("b", np.ones(2), "swap"), ValueError, r"swap: params\['b'\] has shape \(2,\)"),

@@ -152,8 +152,8 @@ class ExponentialMovingAverage:
             If an array had no update yet or cannot be changed in place. Nothing is
             changed then.
         RuntimeError
-            If the averages are swapped in already; at the end of the block, if ``params`` no longer
-            holds the arrays it held at its begin. They are as before then, the new ones as they are.
+            If the averages are swapped in already; at the end of the block, if ``params`` holds
+            other arrays than at its begin. Those are as before then, the new ones as they are.
         """
         caller = f"{type(self).__name__}.swap"
         if self._swapped:
