@@ -125,8 +125,8 @@ struct Adam {
 };
 
 // The exponentially weighted average p of what g brings: it goes its share of the way to g, from
-// the end that is nearer, so that a p that is there stays, and a share of 1 is g itself. An infinity
-// stays, too: the way from one to itself is NaN.
+// the end that is nearer, so that a p that is there stays, and a share of 1 is g itself. An
+// infinity stays, too: the way from one to itself is NaN.
 template <class T>
 struct Ema {
   static constexpr Names names{"ema", "", "share rest"};
