@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,26 @@ HYPER_PARAMETERS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
             (0.1j, TypeError),
         ]
     ],
+    *[
+        (cls, {name: value}, ValueError, f"{cls.__name__}: {name} is ")
+        for cls in OPTIMIZERS
+        for name, default in defaults(cls).items()
+        if isinstance(default, float)
+        for value in (10**400, Fraction(10**400), 10**5000, math.nan)
+    ],
+    (
+        Adam,
+        {"betas": (0.9, 10**400)},
+        ValueError,
+        r"Adam: betas is \(0\.9, 1000000.*two numbers in",
+    ),
+    (
+        Adam,
+        {"betas": (0.9,) * 10**6},
+        ValueError,
+        r"Adam: betas is \(0\.9, 0\.9, .*\.\.\.\), expected",
+    ),
+    (SGD, {"momentum": [np.ones(9)] * 10**5}, TypeError, "SGD: momentum is .*, expected a finite"),
     (SGD, {"momentum": -0.9}, ValueError, r"SGD: momentum is -0\.9, expected a finite number >= 0"),
     (SGD, {"momentum": math.nan}, ValueError, "SGD: momentum is nan"),
     (SGD, {"momentum": [0.9]}, TypeError, r"SGD: momentum is \[0\.9\]"),
@@ -510,8 +531,17 @@ def test_calls(call: Any, error: Any, message: str) -> None:
 # A state_dict of another model.
 
 
+class NoArray:
+    def __array__(self, *args: object, **options: object) -> Any:
+        raise RuntimeError("no array today")
+
+
 def entry(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda saved: saved.update({key: value})
+
+
+def junk_key(key: Any) -> Callable[[dict[Any, Any]], None]:
+    return lambda saved: saved.update({key: 1})
 
 
 STATES: list[tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = [
@@ -542,6 +572,32 @@ STATES: list[tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = [
     (entry("state.W.step", 1.5), ValueError, "state.W.step is 1.5, expected a count"),
     (entry("steps", -1), ValueError, "steps is -1, expected a count"),
     (entry("skipped_steps", "many"), ValueError, "skipped_steps is many, expected a count"),
+    (
+        entry("steps", np.uint64(2**63)),
+        ValueError,
+        "steps is 9223372036854775808, expected a count",
+    ),
+    (entry("steps", 2**63 - 1), ValueError, "steps is 9223372036854775807, expected a count"),
+    (entry("skipped_steps", 10**400), ValueError, "skipped_steps is 1000000.*, expected a count"),
+    (entry("state.W.step", np.uint64(2**63)), ValueError, "state.W.step is 9223372036854775808"),
+    (entry("state.layers.1.step", np.int8(-1)), ValueError, "state.layers.1.step is -1"),
+    (entry("state.W.step", True), ValueError, "state.W.step is True, expected a count"),
+    (entry("state.W.exp_avg", 5), ValueError, r"state.W.exp_avg has shape \(\), expected \(3, 4\)"),
+    (entry("state.W.exp_avg", [[1.0], [1.0, 2.0]]), TypeError, "state.W.exp_avg cannot be made an"),
+    (entry("state.W.exp_avg", NoArray()), TypeError, "state.W.exp_avg cannot be made an array: no"),
+    (entry("state.W.exp_avg", {}), ValueError, r"state.W.exp_avg has shape \(\)"),
+    (entry("state.W.exp_avg", "text"), ValueError, r"state.W.exp_avg has shape \(\)"),
+    (junk_key(5), TypeError, "state_dict has the key 5, expected str"),
+    (junk_key(b"x"), TypeError, "state_dict has the key b'x', expected str"),
+    (entry("param_groups.0.lr", 10**400), ValueError, "Adam: lr is 1000000"),
+    (entry("param_groups.0.lr", None), TypeError, "Adam: lr is None"),
+    (entry("param_groups.0.lr", [0.1, 0.2]), TypeError, r"Adam: lr is \(0\.1, 0\.2\)"),
+    (
+        entry("param_groups.0.eps", np.ones(10**6)),
+        TypeError,
+        r"Adam: eps is \(1.0, .*\.\.\.\), expected",
+    ),
+    (entry("param_groups.0.betas", [[0.9, 0.9]]), ValueError, "Adam: betas is"),
 ]
 
 
@@ -565,6 +621,9 @@ def test_load_state_dict(arrange: Any, error: Any, message: str) -> None:
         (Adam([{"params": np.ones(1)}] * 1).state_dict(), ValueError, "missing state.W"),
         (None, TypeError, "state_dict is of type NoneType, expected a mapping"),
         ([("steps", 1)], TypeError, "state_dict is of type list, expected a mapping"),
+        (5, TypeError, "state_dict is of type int, expected a mapping"),
+        ("state", TypeError, "state_dict is of type str, expected a mapping"),
+        (np.ones(3), TypeError, "state_dict is of type ndarray, expected a mapping"),
     ],
 )
 def test_load_the_state_of_another_model(saved: Any, error: Any, message: str) -> None:
@@ -573,6 +632,30 @@ def test_load_the_state_of_another_model(saved: Any, error: Any, message: str) -
     with pytest.raises(error, match=f"Adam.load_state_dict: .*{message}"):
         w.opt.load_state_dict(saved)
     assert snapshot(w) == before
+
+
+def test_the_state_of_the_optimizer_itself() -> None:
+    """States that change places through their live arrays; also step counts."""
+    opt = Adam({"a": np.ones(3), "b": np.ones(3)})
+    opt.step({"a": np.ones(3), "b": None})
+    opt.step({"a": np.full(3, 5.0), "b": np.full(3, 2.0)})
+    saved = opt.state_dict()
+    live = {f"state.{p}.{name}": a for p, s in opt.state.items() for name, a in s.items()}
+    assert live.keys() < saved.keys()
+    opt.load_state_dict({**saved, **live})
+    assert {key: a.tobytes() for key, a in opt.state_dict().items()} == {
+        key: a.tobytes() for key, a in saved.items()
+    }
+    turned = {"a": "b", "b": "a"}
+    swapped = {}
+    for key, array in live.items():
+        _, parameter, name = key.split(".")
+        swapped[f"state.{turned[parameter]}.{name}"] = array
+    opt.load_state_dict({**saved, **swapped})
+    for key, array in opt.state_dict().items():
+        if key in live:
+            _, parameter, name = key.split(".")
+            assert array.tobytes() == saved[f"state.{turned[parameter]}.{name}"].tobytes(), key
 
 
 # The configuration.

@@ -99,7 +99,8 @@ def _new_states(arrays: Sequence[NDArray[Any]], value: float, number: int) -> li
         state: NDArray[Any] = np.ndarray(
             array.shape, array.dtype, memory, begin - memory.ctypes.data, strides
         )
-        state[...] = value
+        with np.errstate(over="ignore"):  # an infinite accumulator is one
+            state[...] = value
         states.append(state)
         end = begin + array.nbytes
     return states
