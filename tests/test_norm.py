@@ -658,7 +658,11 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
         ValueError,
         r"running_var is read-only",
     ),
-    (lambda: train(running_mean=C3, running_var=C3), ValueError, r"running_var overlaps"),
+    (
+        lambda: train(running_mean=C3, running_var=C3),
+        ValueError,
+        r"running_mean overlaps running_var",
+    ),
     (
         lambda: train(running_mean=np.ones(6, F32)[::2], running_var=C3),
         ValueError,
@@ -668,8 +672,8 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: train(training=False), ValueError, r"evaluation needs running_mean and running_var"),
     (lambda: train(x=X[:1]), ValueError, r"more than one value per channel, x has shape \(1, 3\)"),
     (lambda: train(x=X[:0]), ValueError, r"more than one value per channel, x has shape \(0, 3\)"),
-    (lambda: train(momentum=1.5), ValueError, r"momentum is 1.5, expected .* at most 1"),
-    (lambda: train(momentum=None), TypeError, r"momentum is of type NoneType"),
+    (lambda: train(momentum=1.5), ValueError, r"momentum is 1.5, expected a number in \[0, 1\]"),
+    (lambda: train(momentum=None), TypeError, r"momentum is None, expected a number"),
     (lambda: train(eps=-1.0), ValueError, r"eps is -1.0"),
     (lambda: train(eps=math.nan), ValueError, r"eps is nan"),
     (lambda: train(eps=math.inf), ValueError, r"eps is inf"),
@@ -700,7 +704,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: fastopt.batch_norm_backward(X, X),  # type: ignore[arg-type]
         TypeError,
-        r"saved is of type ndarray, expected what batch_norm returned",
+        r"saved is of type numpy.ndarray, expected what batch_norm returned",
     ),
     (
         lambda: fastopt.layer_norm_backward(X, saved_batch()),
@@ -714,7 +718,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     (lambda: fastopt.layer_norm(X, 4), ValueError, r"expected its last axes to be \(4,\)"),
     (lambda: fastopt.layer_norm(X, ()), ValueError, r"expected its last axes to be \(\)"),
-    (lambda: fastopt.layer_norm(X, 3.0), TypeError, r"float"),  # type: ignore[arg-type]
+    (lambda: fastopt.layer_norm(X, 3.0), TypeError, r"normalized_shape is 3.0"),  # type: ignore[arg-type]
     (lambda: fastopt.layer_norm(X, 3, gamma=np.ones(4, F32)), ValueError, r"gamma has shape"),
     (lambda: fastopt.layer_norm(X, 3, out=X), ValueError, r"out overlaps x"),
     (lambda: fastopt.rms_norm(X, 3, eps=-1.0), ValueError, r"^rms_norm: eps is -1.0"),

@@ -194,6 +194,8 @@ class Overlaps {
     written,
   };
 
+  Overlaps() { arguments_.reserve(8); }
+
   void add(const char* name, const py::array& array, Use use) {
     arguments_.push_back({name, array, use});
   }

@@ -1,6 +1,9 @@
-// Normalization from Python: looks at the arrays, releases the GIL, calls core/norm.h. Python has
-// brought x, and what has its shape, into C order and counts outer, channels and inner.
+// Normalization from Python: looks at the arrays, releases the GIL, calls core/norm.h. The checks
+// of numbers are Python's; what a forward call leaves for its backward is checked here again.
 #include <pybind11/stl.h>
+
+#include <numeric>
+#include <optional>
 
 #include "arrays.h"
 #include "config.h"
@@ -10,373 +13,589 @@
 namespace fastopt {
 namespace {
 
-// The arrays of one call; an optional one that is None is a null pointer.
+using Shape = std::vector<py::ssize_t>;
+
+Shape shape_of(const py::array& array) {
+  return {array.shape(), array.shape() + array.ndim()};
+}
+
+index_t product(Shape::const_iterator begin, Shape::const_iterator end) {
+  return std::accumulate(begin, end, index_t(1), std::multiplies());
+}
+
+// An int of any size: what no array has stays what no array has.
+index_t clipped(py::handle integer) {
+  const index_t value = PyNumber_AsSsize_t(integer.ptr(), nullptr);
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+// The order of axes in which an array lies in memory without gaps; none for C order, nor for an
+// array with gaps.
+Shape order_in_memory(const py::array& array) {
+  if (array.flags() & py::array::c_style) return {};
+  Shape order(size_t(array.ndim()));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) {
+    return std::abs(array.strides(a)) > std::abs(array.strides(b));
+  });
+  index_t bytes = array.itemsize();
+  for (size_t i = order.size(); i-- > 0;) {
+    const index_t axis = order[i];
+    if (array.shape(axis) == 1) continue;
+    if (array.strides(axis) != bytes) return {};
+    bytes *= array.shape(axis);
+  }
+  return order;
+}
+
+py::array permuted(const py::array& array, const Shape& order) {
+  if (order.empty()) return array;
+  Shape shape, strides;
+  for (const index_t axis : order) {
+    shape.push_back(array.shape(axis));
+    strides.push_back(array.strides(axis));
+  }
+  return py::array(array.dtype(), shape, strides, array.data(), array);
+}
+
+// What a forward call leaves for its backward call: the user's arrays, referred to. Python cannot
+// change it, but those arrays, so the backward call looks at them again.
+struct Saved {
+  std::string function;
+  py::array x;
+  py::object gamma, beta;
+  py::object y;      // where the sign of what was rectified does not follow from x
+  index_t axis = 0;  // batch norm's channels, or the first of those that are normalized
+  index_t groups = 0;
+  double eps = 0;
+  bool training = true, relu = false, residual = false;
+  bool overwritten = false;         // y lies where x was
+  std::vector<double> statistics;   // means, variances
+  std::vector<double> corrections;  // batch renormalization's r, d
+  Shape shape, strides;             // x's, and its dtype
+  int type = 0;
+
+  // y and this.
+  py::tuple with(py::handle result) && {
+    remember_geometry();
+    return py::make_tuple(result, std::make_unique<Saved>(std::move(*this)));
+  }
+
+  void remember_geometry() {
+    shape = shape_of(x);
+    strides.assign(x.strides(), x.strides() + x.ndim());
+    type = x.dtype().num();
+  }
+
+  static Saved& of(const std::string& function, py::handle object) {
+    if (!py::isinstance<Saved>(object)) {
+      fail<py::type_error>(function, "_backward: saved is of type ", type_name(object),
+                           ", expected what ", function, " returned beside y");
+    }
+    Saved& saved = object.cast<Saved&>();
+    if (saved.function != function) {
+      fail<py::value_error>(function, "_backward: saved comes from ", saved.function, ", use ",
+                            saved.function, "_backward");
+    }
+    const bool same_shape = shape_of(saved.x) == saved.shape;
+    if (!same_shape || saved.x.dtype().num() != saved.type ||
+        !std::equal(saved.strides.begin(), saved.strides.end(), saved.x.strides())) {
+      fail<py::value_error>(
+          function, "_backward: x was given another shape, dtype or strides after ", function);
+    }
+    if (saved.overwritten) {
+      fail<py::value_error>(function, "_backward: x is no more, ", function,
+                            " wrote y over it (out=x)");
+    }
+    return saved;
+  }
+};
+
+// The arrays of one call. Each is looked at before any is written; an optional one that is None is
+// a null pointer. Those with x's shape are brought into x's order of memory, or into C order.
 class Arguments {
  public:
-  Arguments(const std::string& function, py::handle x) : function_(function), x_(input("x", x)) {}
+  enum Order { any, c };
 
+  Arguments(std::string function, py::handle x, Order order, Overlaps::Use use = Overlaps::read,
+            const char* relation = "x has")
+      : function_(std::move(function)),
+        relation_(relation),
+        given_(typed("x", x)),
+        order_(order == any ? order_in_memory(given_) : Shape()),
+        x_(in_c_order(permuted(given_, order_))) {
+    overlaps_.add("x", given_, use);
+  }
+
+  const py::array& given() const { return given_; }
   const py::array& x() const { return x_; }
-  Dtype dtype() const { return dtype_of(x_); }
+  Shape shape() const { return shape_of(given_); }
+  Dtype dtype() const { return dtype_of(given_); }
   std::string where(const char* name) const { return function_ + ": " + name; }
+  const std::string& function() const { return function_; }
 
-  // x's companion: the same shape, dtype and C order.
-  py::array like_x(const char* name, py::handle object) const {
-    py::array array = input(name, object);
-    check_like(array, x_, where(name), "x has");
-    return array;
+  // x's axis in its order of memory.
+  index_t place_of(index_t axis) const {
+    const auto found = std::find(order_.begin(), order_.end(), axis);
+    return order_.empty() ? axis : found - order_.begin();
   }
 
-  // One number per channel, of x's dtype.
-  const void* parameter(const char* name, py::handle object, const py::tuple& shape) {
+  // x's companion, of the same shape and dtype.
+  const void* like_x(const char* name, py::handle object, Overlaps::Use use = Overlaps::read) {
     if (object.is_none()) return nullptr;
-    const py::array array = checked_parameter(name, object, shape);
-    kept_.push_back(in_c_order(array));
-    return kept_.back().data();
+    const py::array array = checked_like_x(name, object);
+    overlaps_.add(name, array, use);
+    return keep(in_c_order(permuted(array, order_))).data();
   }
 
-  void* changed_parameter(const char* name, py::handle object, const py::tuple& shape) {
+  // Of this shape and x's dtype.
+  const void* parameter(const char* name, py::handle object, const Shape& shape) {
     if (object.is_none()) return nullptr;
     const py::array array = checked_parameter(name, object, shape);
+    overlaps_.add(name, array, Overlaps::read);
+    return keep(in_c_order(array)).data();
+  }
+
+  void* changed_parameter(const char* name, py::handle object, const Shape& shape) {
+    if (object.is_none()) return nullptr;
+    py::array array = checked_parameter(name, object, shape);
     if (!array.writeable()) fail<py::value_error>(where(name), " is read-only");
     if (!(array.flags() & py::array::c_style)) {
       fail<py::value_error>(where(name), " is not contiguous, and is changed in place");
     }
-    for (const py::array& other : kept_) check_apart(name, array, "another argument", other);
-    kept_.push_back(array);
-    return const_cast<void*>(array.data());
+    overlaps_.add(name, array, Overlaps::written);
+    return keep(array).mutable_data();
   }
 
-  struct Input {
-    const char* name;
-    const py::array* array;
-    bool may_be_output;  // the whole of it
+  struct Output {
+    py::object array;  // as the user sees it
+    void* data;
   };
 
-  // Where the result goes: `out`, or else new memory.
-  py::array output(py::handle out, std::initializer_list<Input> inputs) const {
-    if (out.is_none()) return new_output({x_.shape(), x_.shape() + x_.ndim()}, dtype());
-    const py::array array = like_x("out", out);
+  // The result, in `out` or else in new memory; the last of the arguments.
+  Output output(py::handle out) {
+    if (out.is_none()) {
+      check_overlaps();
+      return new_like_x();
+    }
+    py::array array = checked_like_x("out", out);
     if (!array.writeable()) fail<py::value_error>(where("out"), " is read-only");
-    for (const py::array& other : kept_) check_apart("out", array, "another argument", other);
-    for (const Input& input : inputs) {
-      if (input.array == nullptr) continue;
-      if (input.may_be_output && array.data() == input.array->data()) continue;
-      check_apart("out", array, input.name, *input.array);
+    if (!(permuted(array, order_).flags() & py::array::c_style)) {
+      fail<py::value_error>(where("out"), " lies in memory in another order than x");
     }
-    return array;
+    overlaps_.add("out", array, Overlaps::written);
+    check_overlaps();
+    return {array, array.mutable_data()};
   }
 
-  void keep(const py::array& array) { kept_.push_back(array); }
-
-  void check_apart(const char* name, const py::array& array, const char* other_name,
-                   const py::array& other) const {
-    const Extent a(array), b(other);
-    if (a.begin < b.end && b.begin < a.end) {
-      fail<py::value_error>(where(name), " overlaps ", other_name, " in memory");
-    }
+  // Not initialised, in x's order of memory.
+  Output new_like_x() const {
+    py::array array = new_output(shape_of(x_), dtype());
+    void* const data = array.mutable_data();
+    Shape back(order_.size());
+    for (size_t i = 0; i < back.size(); ++i) back[size_t(order_[i])] = index_t(i);
+    return {permuted(array, back), data};
   }
+
+  void check_overlaps() const { overlaps_.check(function_); }
 
  private:
-  py::array input(const char* name, py::handle object) const {
-    py::array array = typed(name, object);
-    if (!(array.flags() & py::array::c_style)) {
-      fail<py::value_error>(where(name), " lies in memory in another order than x");
-    }
-    return array;
-  }
-
   py::array typed(const char* name, py::handle object) const {
     return is_plain(object) ? py::reinterpret_borrow<py::array>(object)
                             : as_array(object, where(name));
   }
 
-  py::array checked_parameter(const char* name, py::handle object, const py::tuple& shape) const {
+  py::array checked_like_x(const char* name, py::handle object) const {
     py::array array = typed(name, object);
-    bool same = array.ndim() == py::ssize_t(shape.size());
-    for (size_t axis = 0; same && axis < shape.size(); ++axis) {
-      same = array.shape(py::ssize_t(axis)) == shape[axis].cast<py::ssize_t>();
-    }
-    if (!same) {
+    check_like(array, given_, where(name), relation_);
+    return array;
+  }
+
+  py::array checked_parameter(const char* name, py::handle object, const Shape& shape) const {
+    py::array array = typed(name, object);
+    if (shape_of(array) != shape) {
       fail<py::value_error>(where(name), " has shape ", shape_text(array), ", expected ",
-                            text(shape));
+                            text(py::tuple(py::cast(shape))));
     }
     if (dtype_of(array) != dtype()) {
       fail<py::type_error>(where(name), " has dtype ", text(array.dtype()), ", x has ",
-                           text(x_.dtype()));
+                           text(given_.dtype()));
     }
     return array;
   }
 
-  const std::string& function_;
+  py::array& keep(py::array array) { return kept_.emplace_back(std::move(array)); }
+
+  const std::string function_;
+  const char* const relation_;
+  const py::array given_;
+  const Shape order_;
   const py::array x_;
+  Overlaps overlaps_;
   std::vector<py::array> kept_;
 };
 
-py::array_t<double> new_statistics(index_t n) {
-  return py::array_t<double>({index_t(2), n});
-}
-
-py::array new_parameter(const py::tuple& shape, Dtype dtype) {
-  return new_output(shape.cast<std::vector<py::ssize_t>>(), dtype);
+// What a backward call has to look at again.
+Arguments arguments_of(const Saved& saved, Arguments::Order order) {
+  return {saved.function + "_backward", saved.x, order, Overlaps::read, "x had"};
 }
 
 // The gradient of what had no part in an empty output.
-void set_to_zero(const py::array& gradient, void* data) {
-  std::fill_n(static_cast<char*>(data), gradient.nbytes(), char(0));
+void set_to_zero(py::array& gradient) {
+  std::fill_n(static_cast<char*>(gradient.mutable_data()), gradient.nbytes(), char(0));
 }
 
-py::object if_given(const void* parameter, const py::array& gradient) {
-  return parameter == nullptr ? py::object(py::none()) : py::object(gradient);
+py::object if_given(const py::object& parameter, const py::array& gradient) {
+  return parameter.is_none() ? py::object(py::none()) : py::object(gradient);
 }
 
 // What the normalizations have in common; gamma and beta are of this shape.
 template <class N>
-N normalization(Arguments& arguments, double eps, py::handle gamma, py::handle beta,
-                const py::tuple& shape) {
+N described(Arguments& arguments, const Saved& saved, const Shape& shape) {
   N norm{};
   norm.dtype = arguments.dtype();
-  norm.eps = eps;
+  norm.eps = saved.eps;
   norm.x = arguments.x().data();
-  norm.gamma = arguments.parameter("gamma", gamma, shape);
-  norm.beta = arguments.parameter("beta", beta, shape);
+  norm.gamma = arguments.parameter("gamma", saved.gamma, shape);
+  norm.beta = arguments.parameter("beta", saved.beta, shape);
   return norm;
 }
 
-void set_statistics(Normalization& norm, py::array_t<double>& statistics) {
-  norm.mean = statistics.mutable_data();
-  norm.variance = norm.mean + statistics.shape(1);
+void set_statistics(Normalization& norm, Saved& saved, index_t n) {
+  if (saved.statistics.size() != 2 * size_t(n)) {
+    fail<py::value_error>(saved.function, "_backward: saved has statistics of another x");
+  }
+  norm.mean = saved.statistics.data();
+  norm.variance = norm.mean + n;
 }
 
-BatchNorm batch_normalization(Arguments& arguments, index_t outer, index_t channels, index_t inner,
-                              py::handle gamma, py::handle beta, double eps, bool training,
-                              bool relu) {
-  const py::tuple shape = py::make_tuple(channels);
-  auto norm = normalization<BatchNorm>(arguments, eps, gamma, beta, shape);
-  norm.outer = outer;
-  norm.channels = channels;
-  norm.inner = inner;
-  norm.training = training;
-  norm.relu = relu;
+Saved begin(const Arguments& arguments, py::object gamma, py::object beta, double eps) {
+  Saved saved;
+  saved.function = arguments.function();
+  saved.x = arguments.given();
+  saved.gamma = std::move(gamma);
+  saved.beta = std::move(beta);
+  saved.eps = eps;
+  return saved;
+}
+
+// --- batch normalization ---
+
+BatchNorm batch_norm_of(Arguments& arguments, const Saved& saved) {
+  const index_t axes = arguments.given().ndim();
+  if (axes < 2) {
+    fail<py::value_error>(arguments.where("x"), " has shape ", shape_text(arguments.given()),
+                          ", expected at least 2 axes");
+  }
+  if (saved.axis < -axes || saved.axis >= axes) {
+    fail<py::value_error>(arguments.where("axis"), " is ", saved.axis, ", x has ", axes, " axes");
+  }
+  const index_t place = arguments.place_of(saved.axis + (saved.axis < 0 ? axes : 0));
+  const Shape shape = shape_of(arguments.x());
+  auto norm = described<BatchNorm>(arguments, saved, {shape[size_t(place)]});
+  norm.outer = product(shape.begin(), shape.begin() + place);
+  norm.channels = shape[size_t(place)];
+  norm.inner = product(shape.begin() + place + 1, shape.end());
+  norm.training = saved.training;
+  norm.relu = saved.relu;
+  if (saved.training && norm.outer * norm.inner < 2) {
+    fail<py::value_error>(arguments.function(),
+                          ": training needs more than one value per channel, x has shape ",
+                          shape_text(arguments.given()));
+  }
   return norm;
 }
 
-// y (or None without `normalize`), and the mean and biased variance of each channel: those of x
-// in training, else the running ones, else `statistics`.
-py::tuple batch_norm_forward(const std::string& function, py::handle x_object, index_t outer,
-                             index_t channels, index_t inner, py::handle gamma, py::handle beta,
-                             py::handle running_mean, py::handle running_var, py::handle residual,
-                             py::handle out, py::handle statistics, bool training, double momentum,
-                             double eps, bool relu, bool unbiased, bool normalize) {
+// The running statistics as those of the call.
+void read_running(const BatchNorm& norm, const void* mean, const void* variance) {
+  for (index_t c = 0; c < norm.channels; ++c) {
+    const auto read = [&](const void* array) {
+      return norm.dtype == Dtype::float32 ? double(static_cast<const float*>(array)[c])
+                                          : static_cast<const double*>(array)[c];
+    };
+    norm.mean[c] = read(mean);
+    norm.variance[c] = read(variance);
+  }
+}
+
+// Batch normalization, or with its limits batch renormalization: y and Saved.
+py::tuple batch_norm_forward(const std::string& function, py::handle x, py::handle axis,
+                             py::object gamma, py::object beta, py::handle running_mean,
+                             py::handle running_var, bool training, double momentum, double eps,
+                             py::handle residual, bool relu, bool unbiased, py::handle out,
+                             std::optional<std::pair<double, double>> limits) {
   const CurrentSettings settings;
-  Arguments arguments(function, x_object);
-  const py::tuple shape = py::make_tuple(channels);
-  BatchNorm norm =
-      batch_normalization(arguments, outer, channels, inner, gamma, beta, eps, training, relu);
+  // Training needs x for its backward pass.
+  Arguments arguments(function, x, Arguments::any,
+                      training ? Overlaps::read : Overlaps::read_first);
+  Saved saved = begin(arguments, std::move(gamma), std::move(beta), eps);
+  saved.axis = clipped(axis);
+  saved.training = training;
+  saved.relu = relu;
+  saved.residual = !residual.is_none();
+  BatchNorm norm = batch_norm_of(arguments, saved);
+  if (running_mean.is_none() != running_var.is_none()) {
+    fail<py::value_error>(function, ": running_mean and running_var come together, one is None");
+  }
+  if (running_mean.is_none() && (!training || limits)) {
+    fail<py::value_error>(function, training ? ": training" : ": evaluation",
+                          " needs running_mean and running_var, they are None");
+  }
+  const Shape channels{norm.channels};
+  saved.statistics.resize(2 * size_t(norm.channels));
+  if (limits && training) saved.corrections.resize(2 * size_t(norm.channels));
+  set_statistics(norm, saved, norm.channels);
   Running running{nullptr, nullptr, momentum, unbiased};
-  py::array_t<double> stats;
   if (training) {
-    running.mean = arguments.changed_parameter("running_mean", running_mean, shape);
-    running.variance = arguments.changed_parameter("running_var", running_var, shape);
-    stats = new_statistics(channels);
-  } else if (!statistics.is_none()) {
-    stats = py::reinterpret_borrow<py::array_t<double>>(statistics);
+    running.mean = arguments.changed_parameter("running_mean", running_mean, channels);
+    running.variance = arguments.changed_parameter("running_var", running_var, channels);
   } else {
-    const void* const given[] = {arguments.parameter("running_mean", running_mean, shape),
-                                 arguments.parameter("running_var", running_var, shape)};
-    stats = new_statistics(channels);
-    double* value = stats.mutable_data();
-    for (const void* array : given) {
-      for (index_t c = 0; c < channels; ++c, ++value) {
-        *value = norm.dtype == Dtype::float32 ? double(static_cast<const float*>(array)[c])
-                                              : static_cast<const double*>(array)[c];
-      }
+    const void* const mean = arguments.parameter("running_mean", running_mean, channels);
+    const void* const variance = arguments.parameter("running_var", running_var, channels);
+    read_running(norm, mean, variance);
+  }
+  const void* const added = arguments.like_x("residual", residual, Overlaps::read_first);
+  const Arguments::Output y = arguments.output(out);
+  if (arguments.x().size() > 0 || training) {
+    const py::gil_scoped_release release;
+    if (limits && training) {
+      double *const r = saved.corrections.data(), *const d = r + norm.channels;
+      batch_renorm(settings.get(), norm, running, {limits->first, limits->second, r, d}, y.data);
+    } else {
+      batch_norm(settings.get(), norm, running, added, y.data);
     }
   }
-  set_statistics(norm, stats);
-
-  py::array added;
-  if (!residual.is_none()) added = arguments.like_x("residual", residual);
-  py::object y = py::none();
-  void* result = nullptr;
-  if (normalize) {
-    // Training needs x for its backward pass.
-    py::array array =
-        arguments.output(out, {{"x", &arguments.x(), !training},
-                               {"residual", residual.is_none() ? nullptr : &added, true}});
-    result = array.mutable_data();
-    y = array;
-  }
-  if (arguments.x().size() > 0 || training) {
-    const void* const residual_data = residual.is_none() ? nullptr : added.data();
-    const py::gil_scoped_release release;
-    batch_norm(settings.get(), norm, running, residual_data, result);
-  }
-  return py::make_tuple(y, stats);
+  saved.overwritten = y.data == arguments.x().data() && arguments.x().size() > 0;
+  saved.y = saved.residual && relu ? y.array : py::none();
+  return std::move(saved).with(y.array);
 }
 
 // dx, dgamma, dbeta and what flows to the residual.
-py::tuple batch_norm_gradient(const std::string& function, py::handle dy_object,
-                              py::handle x_object, index_t outer, index_t channels, index_t inner,
-                              py::handle gamma, py::handle beta, py::array_t<double> statistics,
-                              py::handle y, py::handle out, bool training, double eps, bool relu,
-                              bool residual) {
+py::tuple batch_norm_gradient(const std::string& function, py::handle dy_object, py::handle object,
+                              py::handle out) {
   const CurrentSettings settings;
-  Arguments arguments(function, x_object);
-  const py::tuple shape = py::make_tuple(channels);
-  BatchNorm norm =
-      batch_normalization(arguments, outer, channels, inner, gamma, beta, eps, training, relu);
-  set_statistics(norm, statistics);
-  const py::array dy = arguments.like_x("dy", dy_object);
-  const void* rectified = nullptr;
-  if (!y.is_none()) {
-    const py::array array = arguments.like_x("y", y);
-    arguments.keep(array);
-    rectified = array.data();
+  Saved& saved = Saved::of(function, object);
+  Arguments arguments = arguments_of(saved, Arguments::any);
+  BatchNorm norm = batch_norm_of(arguments, saved);
+  const index_t channels = norm.channels;
+  set_statistics(norm, saved, channels);
+  // Without an activation dy is the gradient of the residual, too.
+  const bool passed_on = saved.residual && !saved.relu;
+  const void* const dy =
+      arguments.like_x("dy", dy_object, passed_on ? Overlaps::read : Overlaps::read_first);
+  const void* const y = arguments.like_x("y", saved.y);
+  const Arguments::Output dx = arguments.output(out);
+  Arguments::Output dresidual{py::none(), nullptr};
+  if (passed_on) {
+    dresidual.array = py::reinterpret_borrow<py::object>(dy_object);
+  } else if (saved.residual) {
+    dresidual = arguments.new_like_x();
   }
-  py::array dx = arguments.output(out, {{"x", &arguments.x(), false}, {"dy", &dy, true}});
-  py::object dresidual = py::none();
-  void* dresidual_data = nullptr;
-  if (residual && relu) {
-    py::array array = arguments.output(py::none(), {});
-    dresidual_data = array.mutable_data();
-    dresidual = array;
-  } else if (residual) {
-    if (dx.data() == dy.data() && dx.size() > 0) {
-      fail<py::value_error>(arguments.where("out"),
-                            " is dy, which is the gradient of the residual");
-    }
-    dresidual = dy;
-  }
-  py::array dgamma = new_parameter(shape, norm.dtype), dbeta = new_parameter(shape, norm.dtype);
-  {
-    void* const dx_data = dx.mutable_data();
-    void* const dgamma_data = dgamma.mutable_data();
-    void* const dbeta_data = dbeta.mutable_data();
+  py::array dgamma = new_output({channels}, norm.dtype);
+  py::array dbeta = new_output({channels}, norm.dtype);
+  if (norm.outer * norm.inner == 0) {
+    set_to_zero(dgamma);
+    set_to_zero(dbeta);
+  } else {
+    void *const dgamma_data = dgamma.mutable_data(), *const dbeta_data = dbeta.mutable_data();
     const py::gil_scoped_release release;
-    if (outer * inner > 0) {
-      batch_norm_backward(settings.get(), norm, dy.data(), rectified, dx_data, dresidual_data,
-                          dgamma_data, dbeta_data);
+    if (saved.corrections.size() == 2 * size_t(channels)) {
+      double *const r = saved.corrections.data(), *const d = r + channels;
+      batch_renorm_backward(settings.get(), norm, {0, 0, r, d}, dy, dx.data, dgamma_data,
+                            dbeta_data);
     } else {
-      set_to_zero(dgamma, dgamma_data);
-      set_to_zero(dbeta, dbeta_data);
+      batch_norm_backward(settings.get(), norm, dy, y, dx.data, dresidual.data, dgamma_data,
+                          dbeta_data);
     }
   }
-  return py::make_tuple(dx, if_given(norm.gamma, dgamma), if_given(norm.beta, dbeta), dresidual);
+  return py::make_tuple(dx.array, if_given(saved.gamma, dgamma), if_given(saved.beta, dbeta),
+                        dresidual.array);
 }
 
-// y and the statistics, of which there are so many.
+// --- statistics of samples ---
+
+// y and Saved, with so many statistics.
 template <class N>
-py::tuple forward(Arguments& arguments, N norm, index_t statistics_count, py::handle out,
+py::tuple forward(Arguments& arguments, N norm, Saved saved, index_t statistics, py::handle out,
                   void (*run)(const Settings&, const N&, void* y)) {
   const CurrentSettings settings;
-  py::array_t<double> statistics = new_statistics(statistics_count);
-  set_statistics(norm, statistics);
-  py::array y = arguments.output(out, {{"x", &arguments.x(), false}});
-  if (y.size() > 0) {
-    void* const y_data = y.mutable_data();
+  saved.statistics.resize(2 * size_t(statistics));
+  set_statistics(norm, saved, statistics);
+  const Arguments::Output y = arguments.output(out);
+  if (arguments.x().size() > 0) {
     const py::gil_scoped_release release;
-    run(settings.get(), norm, y_data);
+    run(settings.get(), norm, y.data);
   }
-  return py::make_tuple(y, statistics);
+  return std::move(saved).with(y.array);
 }
 
-// dx, dgamma and dbeta.
+// dx, dgamma and dbeta of this shape.
 template <class N>
-py::tuple gradient(Arguments& arguments, N norm, py::array_t<double>& statistics,
-                   const py::tuple& shape, py::handle dy_object, py::handle out,
+py::tuple gradient(Arguments& arguments, N norm, Saved& saved, index_t statistics,
+                   const Shape& shape, py::handle dy_object, py::handle out,
                    void (*run)(const Settings&, const N&, const void* dy, void* dx, void* dgamma,
                                void* dbeta)) {
   const CurrentSettings settings;
-  set_statistics(norm, statistics);
-  const py::array dy = arguments.like_x("dy", dy_object);
-  py::array dx = arguments.output(out, {{"x", &arguments.x(), false}, {"dy", &dy, true}});
-  py::array dgamma = new_parameter(shape, norm.dtype), dbeta = new_parameter(shape, norm.dtype);
-  {
-    void* const dx_data = dx.mutable_data();
-    void* const dgamma_data = dgamma.mutable_data();
-    void* const dbeta_data = dbeta.mutable_data();
+  set_statistics(norm, saved, statistics);
+  const void* const dy = arguments.like_x("dy", dy_object, Overlaps::read_first);
+  const Arguments::Output dx = arguments.output(out);
+  py::array dgamma = new_output(shape, norm.dtype), dbeta = new_output(shape, norm.dtype);
+  if (arguments.x().size() == 0) {
+    set_to_zero(dgamma);
+    set_to_zero(dbeta);
+  } else {
+    void *const dgamma_data = dgamma.mutable_data(), *const dbeta_data = dbeta.mutable_data();
     const py::gil_scoped_release release;
-    if (dx.size() > 0) {
-      run(settings.get(), norm, dy.data(), dx_data, dgamma_data, dbeta_data);
-    } else {
-      set_to_zero(dgamma, dgamma_data);
-      set_to_zero(dbeta, dbeta_data);
-    }
+    run(settings.get(), norm, dy, dx.data, dgamma_data, dbeta_data);
   }
-  return py::make_tuple(dx, if_given(norm.gamma, dgamma), if_given(norm.beta, dbeta));
+  return py::make_tuple(dx.array, if_given(saved.gamma, dgamma), if_given(saved.beta, dbeta));
 }
 
-GroupNorm group_normalization(Arguments& arguments, index_t samples, index_t groups,
-                              index_t channels, index_t inner, py::handle gamma, py::handle beta,
-                              double eps) {
-  const py::tuple shape = py::make_tuple(groups * channels);
-  auto norm = normalization<GroupNorm>(arguments, eps, gamma, beta, shape);
-  norm.samples = samples;
+// gamma and beta are of the shape {groups * channels}.
+GroupNorm group_norm_of(Arguments& arguments, const Saved& saved) {
+  const Shape shape = arguments.shape();
+  if (shape.size() < 2) {
+    fail<py::value_error>(arguments.where("x"), " has shape ", shape_text(arguments.given()),
+                          ", expected at least 2 axes");
+  }
+  const index_t channels = shape[1], groups = saved.groups;
+  if (groups < 1 || channels % groups != 0) {
+    fail<py::value_error>(arguments.where("num_groups"), " is ", groups, ", x has ", channels,
+                          " channels");
+  }
+  auto norm = described<GroupNorm>(arguments, saved, {channels});
+  norm.samples = shape[0];
   norm.groups = groups;
-  norm.channels = channels;
-  norm.inner = inner;
+  norm.channels = channels / groups;
+  norm.inner = product(shape.begin() + 2, shape.end());
   return norm;
 }
 
-LayerNorm layer_normalization(Arguments& arguments, index_t rows, index_t columns,
-                              const py::tuple& shape, py::handle gamma, py::handle beta, double eps,
-                              bool centered) {
-  auto norm = normalization<LayerNorm>(arguments, eps, gamma, beta, shape);
-  norm.rows = rows;
-  norm.columns = columns;
+// Without num_groups, each channel is a group.
+py::tuple group_norm_forward(const std::string& function, py::handle x, py::handle num_groups,
+                             py::object gamma, py::object beta, double eps, py::handle out) {
+  Arguments arguments(function, x, Arguments::c);
+  Saved saved = begin(arguments, std::move(gamma), std::move(beta), eps);
+  const Shape shape = arguments.shape();
+  if (!num_groups.is_none()) {
+    saved.groups = clipped(num_groups);
+  } else if (shape.size() < 3 ||
+             (arguments.x().size() > 0 && product(shape.begin() + 2, shape.end()) < 2)) {
+    fail<py::value_error>(arguments.where("x"), " has shape ", shape_text(arguments.given()),
+                          ", expected (N, C, ...) with more than one value per channel");
+  } else {
+    saved.groups = shape[1];
+  }
+  const GroupNorm norm = group_norm_of(arguments, saved);
+  return forward(arguments, norm, std::move(saved), norm.samples * norm.groups, out, group_norm);
+}
+
+py::tuple group_norm_gradient(const std::string& function, py::handle dy, py::handle object,
+                              py::handle out) {
+  Saved& saved = Saved::of(function, object);
+  Arguments arguments = arguments_of(saved, Arguments::c);
+  const GroupNorm norm = group_norm_of(arguments, saved);
+  return gradient(arguments, norm, saved, norm.samples * norm.groups, {norm.groups * norm.channels},
+                  dy, out, group_norm_backward);
+}
+
+// gamma and beta are of the shape of x's axes from saved.axis on.
+Shape normalized_shape(const Arguments& arguments, const Saved& saved) {
+  const Shape shape = arguments.shape();
+  return {shape.begin() + saved.axis, shape.end()};
+}
+
+LayerNorm layer_norm_of(Arguments& arguments, const Saved& saved) {
+  const Shape shape = arguments.shape();
+  auto norm = described<LayerNorm>(arguments, saved, normalized_shape(arguments, saved));
+  norm.rows = product(shape.begin(), shape.begin() + saved.axis);
+  norm.columns = product(shape.begin() + saved.axis, shape.end());
   norm.groups = 1;
-  norm.centered = centered;
+  norm.centered = saved.function == "layer_norm";
   return norm;
 }
 
-py::tuple group_norm_forward(const std::string& function, py::handle x, index_t samples,
-                             index_t groups, index_t channels, index_t inner, py::handle gamma,
-                             py::handle beta, py::handle out, double eps) {
-  Arguments arguments(function, x);
-  const GroupNorm norm =
-      group_normalization(arguments, samples, groups, channels, inner, gamma, beta, eps);
-  return forward(arguments, norm, samples * groups, out, group_norm);
+py::tuple layer_norm_forward(const std::string& function, py::handle x, const py::tuple& normalized,
+                             py::object gamma, py::object beta, double eps, py::handle out) {
+  Arguments arguments(function, x, Arguments::c);
+  Saved saved = begin(arguments, std::move(gamma), std::move(beta), eps);
+  saved.axis = arguments.given().ndim() - index_t(normalized.size());
+  Shape expected;
+  for (const py::handle extent : normalized) expected.push_back(clipped(extent));
+  if (expected.empty() || saved.axis < 0 || normalized_shape(arguments, saved) != expected) {
+    fail<py::value_error>(arguments.where("x"), " has shape ", shape_text(arguments.given()),
+                          ", expected its last axes to be ", text(normalized));
+  }
+  const LayerNorm norm = layer_norm_of(arguments, saved);
+  return forward(arguments, norm, std::move(saved), norm.rows, out, layer_norm);
 }
 
-py::tuple group_norm_gradient(const std::string& function, py::handle dy, py::handle x,
-                              index_t samples, index_t groups, index_t channels, index_t inner,
-                              py::handle gamma, py::handle beta, py::array_t<double> statistics,
-                              py::handle out, double eps) {
-  Arguments arguments(function, x);
-  const GroupNorm norm =
-      group_normalization(arguments, samples, groups, channels, inner, gamma, beta, eps);
-  const py::tuple shape = py::make_tuple(groups * channels);
-  return gradient(arguments, norm, statistics, shape, dy, out, group_norm_backward);
+py::tuple layer_norm_gradient(const std::string& function, py::handle dy, py::handle object,
+                              py::handle out) {
+  Saved& saved = Saved::of(function, object);
+  Arguments arguments = arguments_of(saved, Arguments::c);
+  const LayerNorm norm = layer_norm_of(arguments, saved);
+  return gradient(arguments, norm, saved, norm.rows, normalized_shape(arguments, saved), dy, out,
+                  layer_norm_backward);
 }
 
-py::tuple layer_norm_forward(const std::string& function, py::handle x, index_t rows,
-                             index_t columns, const py::tuple& shape, py::handle gamma,
-                             py::handle beta, py::handle out, double eps, bool centered) {
-  Arguments arguments(function, x);
-  const LayerNorm norm =
-      layer_normalization(arguments, rows, columns, shape, gamma, beta, eps, centered);
-  return forward(arguments, norm, rows, out, layer_norm);
+py::array_t<double> statistics_of(const Saved& saved) {
+  return py::array_t<double>({index_t(2), index_t(saved.statistics.size()) / 2},
+                             saved.statistics.data());
 }
 
-py::tuple layer_norm_gradient(const std::string& function, py::handle dy, py::handle x,
-                              index_t rows, index_t columns, const py::tuple& shape,
-                              py::handle gamma, py::handle beta, py::array_t<double> statistics,
-                              py::handle out, double eps, bool centered) {
-  Arguments arguments(function, x);
-  const LayerNorm norm =
-      layer_normalization(arguments, rows, columns, shape, gamma, beta, eps, centered);
-  return gradient(arguments, norm, statistics, shape, dy, out, layer_norm_backward);
+py::tuple state_of(const Saved& s) {
+  return py::make_tuple(s.function, s.x, s.gamma, s.beta, s.y, s.axis, s.groups, s.eps, s.training,
+                        s.relu, s.residual, s.overwritten, s.statistics, s.corrections);
+}
+
+std::unique_ptr<Saved> from_state(const py::tuple& state) {
+  auto saved = std::make_unique<Saved>();
+  size_t next = 0;
+  const auto read = [&](auto&... members) {
+    ((members = state[next++].cast<std::remove_reference_t<decltype(members)>>()), ...);
+  };
+  Saved& s = *saved;
+  read(s.function, s.x, s.gamma, s.beta, s.y, s.axis, s.groups, s.eps, s.training, s.relu,
+       s.residual, s.overwritten, s.statistics, s.corrections);
+  s.remember_geometry();
+  return saved;
 }
 
 }  // namespace
 
 void bind_norm(py::module_& m) {
+  py::class_<Saved>(m, "Saved",
+                    "What a forward call leaves for its backward; the arrays are referred to, not "
+                    "copied.")
+      .def_readonly("function", &Saved::function)
+      .def_readonly("x", &Saved::x)
+      .def_property_readonly("statistics", &statistics_of,
+                             "Mean and biased variance that were used, float64, of shape "
+                             "(2, number of statistics).")
+      .def("__repr__",
+           [](const Saved& saved) {
+             return "Saved(" + saved.function + ", x of shape " + shape_text(saved.x) + ", " +
+                    text(saved.x.dtype()) + ")";
+           })
+      .def(py::pickle(&state_of, &from_state));
   m.def("batch_norm", &batch_norm_forward);
   m.def("batch_norm_backward", &batch_norm_gradient);
   m.def("group_norm", &group_norm_forward);
   m.def("group_norm_backward", &group_norm_gradient);
   m.def("layer_norm", &layer_norm_forward);
   m.def("layer_norm_backward", &layer_norm_gradient);
+  // For what Python computes.
+  m.def("check_array",
+        [](py::handle object, const std::string& where) { as_array(object, where); });
+  m.def("check_apart", [](const std::string& caller, const char* written, const py::array& output,
+                          const char* read, const py::array& input) {
+    Overlaps overlaps;
+    overlaps.add(written, output, Overlaps::written);
+    overlaps.add(read, input, Overlaps::read);
+    overlaps.check(caller);
+  });
   m.def("empty_cache", &empty_cache,
         "Return the memory kept for coming calls to the system; arrays in use are not touched.");
   py::module_::import("atexit").attr("register")(py::cpp_function(&close_cache));

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -108,6 +109,20 @@ class Coefficients {
   index_t arrays_, item_, width_, bytes_;
 };
 
+// The running statistics of the channels c to end, where there are such.
+void move_running(const Norm& kernels, const BatchNorm& n, const Running& running, index_t c,
+                  index_t end) {
+  if (running.mean == nullptr) return;
+  const double count = double(n.outer * n.inner);
+  const double factor = running.unbiased ? count / (count - 1) : 1.0;
+  const auto move = [&](void* average, double correction, const double* value) {
+    kernels.move_average(end - c, running.momentum, correction, value + c,
+                         at(average, c, item_size(n.dtype)));
+  };
+  move(running.mean, 1.0, n.mean);
+  move(running.variance, factor, n.variance);
+}
+
 // What the walk calls for a range of channels: `start`, then `reduce` to two numbers a channel or a
 // column, `finish`, and `apply` to every element. Elements and channels are given by their index.
 struct ForwardPass {
@@ -180,18 +195,11 @@ struct ForwardPass {
 
   // From the sums of squared deviations to everything that depends on the channel alone.
   void finish(index_t c, index_t end) const {
-    const index_t width = end - c;
     if (n.training) {
       for (index_t i = c; walk.width > 1 && i < end; ++i) join_columns(i);
       const double count = double(n.outer * n.inner);
       for (index_t i = c; i < end; ++i) n.variance[i] /= count;
-      const double factor = running.unbiased ? count / (count - 1) : 1.0;
-      const auto move = [&](void* average, double correction, const double* value) {
-        if (average == nullptr) return;
-        kernels.move_average(width, running.momentum, correction, value + c, at(average, c, item));
-      };
-      move(running.mean, 1.0, n.mean);
-      move(running.variance, factor, n.variance);
+      move_running(kernels, n, running, c, end);
     }
     coefficients.set_forward(kernels, n, c, end);
   }
@@ -432,6 +440,47 @@ void visit_channels(const Settings& settings, const Walk& walk, const Pass& pass
   if (pass.applies) apply_backwards(settings, walk, pass);
 }
 
+// Batch renormalization from the statistics: r and d, and what stands for gamma and beta.
+template <class T>
+void correct(const BatchNorm& n, const Running& running, const Renorm& renorm, void* scale_data,
+             void* shift_data) {
+  const T* const gamma = static_cast<const T*>(n.gamma);
+  const T* const beta = static_cast<const T*>(n.beta);
+  const T* const running_mean = static_cast<const T*>(running.mean);
+  const T* const running_variance = static_cast<const T*>(running.variance);
+  for (index_t c = 0; c < n.channels; ++c) {
+    const double sigma = std::sqrt(n.variance[c] + n.eps);
+    const double running_sigma = std::sqrt(double(running_variance[c]) + n.eps);
+    const double distance = n.mean[c] - double(running_mean[c]);
+    const double r = std::clamp(sigma / running_sigma, 1 / renorm.r_max, renorm.r_max);
+    const double d = std::clamp(distance / running_sigma, -renorm.d_max, renorm.d_max);
+    const double weight = gamma == nullptr ? 1.0 : double(gamma[c]);
+    renorm.r[c] = r;
+    renorm.d[c] = d;
+    static_cast<T*>(scale_data)[c] = T(weight * r);
+    static_cast<T*>(shift_data)[c] = T(weight * d + (beta == nullptr ? 0.0 : double(beta[c])));
+  }
+}
+
+template <class T>
+void scale_by_r(const BatchNorm& n, const Renorm& renorm, void* scale) {
+  const T* const gamma = static_cast<const T*>(n.gamma);
+  for (index_t c = 0; c < n.channels; ++c) {
+    static_cast<T*>(scale)[c] = T((gamma == nullptr ? 1.0 : double(gamma[c])) * renorm.r[c]);
+  }
+}
+
+// gamma's part in the scale and in the shift.
+template <class T>
+void join_gradients(const BatchNorm& n, const Renorm& renorm, void* dgamma_data,
+                    const void* dbeta_data) {
+  T* const dgamma = static_cast<T*>(dgamma_data);
+  const T* const dbeta = static_cast<const T*>(dbeta_data);
+  for (index_t c = 0; c < n.channels; ++c) {
+    dgamma[c] = T(renorm.r[c] * double(dgamma[c]) + renorm.d[c] * double(dbeta[c]));
+  }
+}
+
 }  // namespace
 
 void batch_norm(const Settings& settings, const BatchNorm& n, const Running& running,
@@ -445,6 +494,38 @@ void batch_norm_backward(const Settings& settings, const BatchNorm& n, const voi
   const Walk walk(n);
   visit_channels(settings, walk,
                  BackwardPass(settings, n, walk, dy, y, dx, dresidual, dgamma, dbeta));
+}
+
+void batch_renorm(const Settings& settings, const BatchNorm& n, const Running& running,
+                  const Renorm& renorm, void* y) {
+  batch_norm(settings, n, {}, nullptr, nullptr);
+  const Scratch parameters(2, n.channels);
+  parallel_for(settings, 0, [&](int, int) {
+    const auto run = n.dtype == Dtype::float32 ? correct<float> : correct<double>;
+    run(n, running, renorm, parameters[0], parameters[1]);
+    move_running(settings.table->norm[size_t(n.dtype)], n, running, 0, n.channels);
+  });
+  BatchNorm corrected = n;
+  corrected.training = false;
+  corrected.gamma = parameters[0];
+  corrected.beta = parameters[1];
+  batch_norm(settings, corrected, {}, nullptr, y);
+}
+
+void batch_renorm_backward(const Settings& settings, const BatchNorm& n, const Renorm& renorm,
+                           const void* dy, void* dx, void* dgamma, void* dbeta) {
+  const Scratch scale(1, n.channels);
+  BatchNorm corrected = n;
+  corrected.gamma = scale[0];
+  const bool single = n.dtype == Dtype::float32;
+  parallel_for(settings, 0, [&](int, int) {
+    single ? scale_by_r<float>(n, renorm, scale[0]) : scale_by_r<double>(n, renorm, scale[0]);
+  });
+  batch_norm_backward(settings, corrected, dy, nullptr, dx, nullptr, dgamma, dbeta);
+  parallel_for(settings, 0, [&](int, int) {
+    single ? join_gradients<float>(n, renorm, dgamma, dbeta)
+           : join_gradients<double>(n, renorm, dgamma, dbeta);
+  });
 }
 
 }  // namespace fastopt

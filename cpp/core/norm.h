@@ -40,6 +40,18 @@ void batch_norm(const Settings& settings, const BatchNorm& norm, const Running& 
 void batch_norm_backward(const Settings& settings, const BatchNorm& norm, const void* dy,
                          const void* y, void* dx, void* dresidual, void* dgamma, void* dbeta);
 
+// Batch renormalization: y = gamma (xhat r + d) + beta, where r and d lead from the batch's
+// statistics towards the running ones, within limits.
+struct Renorm {
+  double r_max, d_max;
+  double *r, *d;  // of each channel; results of the forward pass
+};
+
+void batch_renorm(const Settings& settings, const BatchNorm& norm, const Running& running,
+                  const Renorm& renorm, void* y);
+void batch_renorm_backward(const Settings& settings, const BatchNorm& norm, const Renorm& renorm,
+                           const void* dy, void* dx, void* dgamma, void* dbeta);
+
 // Statistics of each sample's groups of channels, gamma and beta of each channel of a sample;
 // inputs are [samples, groups * channels, inner].
 struct GroupNorm : Normalization {

@@ -84,99 +84,63 @@ class Plan:
 Float = NDArray[Any]
 MaybeFloat = NDArray[Any] | None
 
+class Saved:
+    @property
+    def function(self) -> str: ...
+    @property
+    def x(self) -> Float: ...
+    @property
+    def statistics(self) -> NDArray[np.float64]: ...
+
 def batch_norm(
     function: str,
     x: Float,
-    outer: int,
-    channels: int,
-    inner: int,
+    axis: int,
     gamma: MaybeFloat,
     beta: MaybeFloat,
     running_mean: MaybeFloat,
     running_var: MaybeFloat,
-    residual: MaybeFloat,
-    out: MaybeFloat,
-    statistics: MaybeFloat,
     training: bool,
     momentum: float,
     eps: float,
+    residual: MaybeFloat,
     relu: bool,
     unbiased: bool,
-    normalize: bool,
-    /,
-) -> tuple[Any, Float]: ...
-def batch_norm_backward(
-    function: str,
-    dy: Float,
-    x: Float,
-    outer: int,
-    channels: int,
-    inner: int,
-    gamma: MaybeFloat,
-    beta: MaybeFloat,
-    statistics: Float,
-    y: MaybeFloat,
     out: MaybeFloat,
-    training: bool,
-    eps: float,
-    relu: bool,
-    residual: bool,
+    limits: tuple[float, float] | None,
     /,
+) -> tuple[Float, Saved]: ...
+def batch_norm_backward(
+    function: str, dy: Float, saved: Saved, out: MaybeFloat, /
 ) -> tuple[Float, MaybeFloat, MaybeFloat, MaybeFloat]: ...
 def group_norm(
     function: str,
     x: Float,
-    samples: int,
-    groups: int,
-    channels: int,
-    inner: int,
+    num_groups: int | None,
     gamma: MaybeFloat,
     beta: MaybeFloat,
-    out: MaybeFloat,
     eps: float,
+    out: MaybeFloat,
     /,
-) -> tuple[Float, Float]: ...
+) -> tuple[Float, Saved]: ...
 def group_norm_backward(
-    function: str,
-    dy: Float,
-    x: Float,
-    samples: int,
-    groups: int,
-    channels: int,
-    inner: int,
-    gamma: MaybeFloat,
-    beta: MaybeFloat,
-    statistics: Float,
-    out: MaybeFloat,
-    eps: float,
-    /,
+    function: str, dy: Float, saved: Saved, out: MaybeFloat, /
 ) -> tuple[Float, MaybeFloat, MaybeFloat]: ...
 def layer_norm(
     function: str,
     x: Float,
-    rows: int,
-    columns: int,
     shape: tuple[int, ...],
     gamma: MaybeFloat,
     beta: MaybeFloat,
-    out: MaybeFloat,
     eps: float,
-    centered: bool,
+    out: MaybeFloat,
     /,
-) -> tuple[Float, Float]: ...
+) -> tuple[Float, Saved]: ...
 def layer_norm_backward(
-    function: str,
-    dy: Float,
-    x: Float,
-    rows: int,
-    columns: int,
-    shape: tuple[int, ...],
-    gamma: MaybeFloat,
-    beta: MaybeFloat,
-    statistics: Float,
-    out: MaybeFloat,
-    eps: float,
-    centered: bool,
-    /,
+    function: str, dy: Float, saved: Saved, out: MaybeFloat, /
 ) -> tuple[Float, MaybeFloat, MaybeFloat]: ...
+def check_array(object: Any, where: str, /) -> None: ...
+def check_apart(
+    caller: str, written: str, output: NDArray[Any], read: str, input: NDArray[Any], /
+) -> None: ...
 def empty_cache() -> None: ...

@@ -13,15 +13,17 @@ Names are torch's, and so is the state: ``layer.load_state_dict(torch_layer.stat
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from fastopt import norm
+from fastopt._checks import integer, number, shown, switch
 from fastopt.norm import Array, MaybeArray, Saved
+
+AnyLayer = TypeVar("AnyLayer", bound="Layer")
 
 
 class Layer:
@@ -35,16 +37,25 @@ class Layer:
     grads : dict of arrays
         The same names; None before the first `backward`, which binds new arrays.
     training : bool
-        True at first; `train` sets it.
+        True at first; `train` and `eval` set it.
+
+    Notes
+    -----
+    A `backward` goes back through the last forward call in the same mode, and uses it up: a call in
+    evaluation between a training step's two calls does not disturb them, and a second `backward`
+    is an error. Whoever calls a layer several times before the first backward takes the function
+    (`fastopt.batch_norm`), whose ``saved`` is one for each call. A copied or unpickled layer has no
+    forward call behind it.
     """
 
+    _function: ClassVar[str]
     _options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, shape: tuple[int, ...], learned: tuple[str, ...], eps: float | None, dtype: DTypeLike
     ) -> None:
         if eps is not None:
-            norm._number(type(self).__name__, "eps", eps)
+            number(f"{type(self).__name__}: eps", eps, 0.0)
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(
                 f"{type(self).__name__}: dtype is {np.dtype(dtype)}, expected float32 or float64"
@@ -59,7 +70,7 @@ class Layer:
             self.params["bias"] = np.zeros(shape, dtype)
         self.grads: dict[str, MaybeArray] = dict.fromkeys(self.params)
         self.buffers: dict[str, Array] = {}
-        self._saved: Saved | None = None
+        self._saved: dict[bool, Saved] = {}  # by `training`
 
     def __call__(self, x: Array) -> Array:
         return self.forward(x)
@@ -104,13 +115,13 @@ class Layer:
         Raises
         ------
         RuntimeError
-            If there was no forward.
+            If there was no forward call, or a backward has used it up.
         TypeError, ValueError
             If dy or out is not like x.
         """
         raise NotImplementedError
 
-    def train(self, training: bool = True) -> None:
+    def train(self: AnyLayer, training: bool = True) -> AnyLayer:
         """
         Set ``training``.
 
@@ -118,18 +129,59 @@ class Layer:
         ----------
         training : bool, default True
             False for evaluation.
+
+        Returns
+        -------
+        Layer
+            This one.
         """
-        self.training = training
+        self.training = switch(f"{type(self).__name__}.train: training", training)
+        return self
+
+    def eval(self: AnyLayer) -> AnyLayer:
+        """
+        Set ``training`` to False, for evaluation.
+
+        Returns
+        -------
+        Layer
+            This one.
+        """
+        return self.train(False)
+
+    def _check_dtype(self, x: Array) -> None:
+        if isinstance(x, np.ndarray) and x.dtype != self.dtype:
+            raise TypeError(
+                f"{type(self).__name__}: x has dtype {x.dtype}, expected {self.dtype}, with which "
+                f"the layer was made (its option dtype)"
+            )
 
     def _for_backward(self) -> Saved:
-        if self._saved is None:
-            raise RuntimeError(f"{type(self).__name__}.backward comes before any forward")
-        return self._saved
+        if self.training not in self._saved:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward: no forward call in "
+                f"{'training' if self.training else 'evaluation'} is left to go back through; a "
+                f"backward uses up the last one. For several, use the function, whose `saved` is "
+                f"one for each call: fastopt.{self._function} and fastopt.{self._function}_backward"
+            )
+        return self._saved[self.training]
 
-    def _set_grads(self, dgamma: MaybeArray, dbeta: MaybeArray = None) -> None:
+    def _finish_backward(self, dgamma: MaybeArray, dbeta: MaybeArray = None) -> None:
+        del self._saved[self.training]
         for name, gradient in (("weight", dgamma), ("bias", dbeta)):
             if name in self.params:
                 self.grads[name] = gradient
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_saved": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for arrays in (self.params, self.grads, self.buffers):
+            for name, array in arrays.items():
+                # Loaded out of a file or a message that is only to be read.
+                if array is not None and not array.flags.writeable:
+                    arrays[name] = np.array(array)
 
     def state_dict(self) -> dict[str, Array]:
         """
@@ -138,8 +190,11 @@ class Layer:
         Returns
         -------
         dict of str to array
-            The live arrays, under torch's names.
+            Copies, under torch's names.
         """
+        return {name: array.copy() for name, array in self._arrays().items()}
+
+    def _arrays(self) -> dict[str, Array]:
         return {**self.params, **self.buffers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -154,15 +209,18 @@ class Layer:
         Raises
         ------
         TypeError, ValueError
-            If a name, shape or dtype differs; then nothing has changed.
+            If a name, shape or dtype differs, or an array of the layer is read-only; then nothing
+            has changed.
         """
-        own, where = self.state_dict(), f"{type(self).__name__}.load_state_dict"
+        own, where = self._arrays(), f"{type(self).__name__}.load_state_dict"
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{where}: state is {shown(state)}, expected a mapping of names")
         optional = {"num_batches_tracked"}
         missing = sorted(own.keys() - state.keys() - optional)
-        unexpected = sorted(state.keys() - own.keys())
+        unexpected = sorted(state.keys() - own.keys(), key=str)
         if missing or unexpected:
             raise ValueError(f"{where}: missing {missing}, unexpected {unexpected}")
-        arrays = {name: np.asarray(value) for name, value in state.items()}
+        arrays = {name: np.asarray(value).copy() for name, value in state.items()}
         for name, array in arrays.items():
             if array.shape != own[name].shape:
                 raise ValueError(
@@ -172,6 +230,8 @@ class Layer:
                 raise TypeError(
                     f"{where}: {name!r} has dtype {array.dtype}, expected {own[name].dtype}"
                 )
+            if not own[name].flags.writeable:
+                raise ValueError(f"{where}: the layer's {name!r} is read-only")
         for name, array in arrays.items():
             own[name][...] = array
 
@@ -180,15 +240,8 @@ class Layer:
         return f"{type(self).__name__}({getattr(self, self._options[0])}, {options})"
 
 
-def _learned(affine: bool) -> tuple[str, ...]:
-    return ("weight", "bias") if affine else ()
-
-
-def _size(layer: str, name: str, value: int) -> int:
-    size = operator.index(value)
-    if size < 1:
-        raise ValueError(f"{layer}: {name} is {size}, expected an integer >= 1")
-    return size
+def _learned(where: str, affine: bool) -> tuple[str, ...]:
+    return ("weight", "bias") if switch(where, affine) else ()
 
 
 class BatchNorm(Layer):
@@ -244,6 +297,7 @@ class BatchNorm(Layer):
     BatchNorm(2, eps=1e-05, momentum=0.1, affine=True)
     """
 
+    _function = "batch_norm"
     _options = ("num_features", "eps", "momentum", "affine")
 
     def __init__(
@@ -258,16 +312,16 @@ class BatchNorm(Layer):
         unbiased: bool = True,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        self.num_features = _size("BatchNorm", "num_features", num_features)
+        self.num_features = integer("BatchNorm: num_features", num_features, 1)
         if momentum is not None:
-            norm._number("BatchNorm", "momentum", momentum, 1.0)
+            number("BatchNorm: momentum", momentum, 0.0, 1.0)
         norm._relu("BatchNorm", activation)
-        super().__init__((self.num_features,), _learned(affine), eps, dtype)
+        super().__init__((self.num_features,), _learned("BatchNorm: affine", affine), eps, dtype)
         self.momentum = momentum
         self.affine = affine
-        self.axis = axis
+        self.axis = integer("BatchNorm: axis", axis)
         self.activation = activation
-        self.unbiased = unbiased
+        self.unbiased = switch("BatchNorm: unbiased", unbiased)
         self.buffers = {
             "running_mean": np.zeros(num_features, dtype),
             "running_var": np.ones(num_features, dtype),
@@ -288,7 +342,8 @@ class BatchNorm(Layer):
         residual : array like x, optional
             Added before the activation.
         out : array like x, optional
-            Receives y. It may be ``residual`` and, in evaluation, x itself.
+            Receives y. It may be ``residual`` and, in evaluation, x itself; then x is lost, and
+            there is no backward.
 
         Returns
         -------
@@ -300,8 +355,11 @@ class BatchNorm(Layer):
             As `fastopt.batch_norm`.
         """
         tracked = self.buffers["num_batches_tracked"]
+        if self.training and not tracked.flags.writeable:
+            raise ValueError("BatchNorm: num_batches_tracked is read-only")
         momentum = 1 / (int(tracked) + 1) if self.momentum is None else self.momentum
-        y, self._saved = norm.batch_norm(
+        self._check_dtype(x)
+        y, self._saved[self.training] = norm.batch_norm(
             x,
             gamma=self.params.get("weight"),
             beta=self.params.get("bias"),
@@ -340,12 +398,12 @@ class BatchNorm(Layer):
         Raises
         ------
         RuntimeError
-            If there was no forward.
+            If there was no forward call, or a backward has used it up.
         TypeError, ValueError
             If dy or out is not like x.
         """
         gradients = norm.batch_norm_backward(dy, self._for_backward(), out=out)
-        self._set_grads(gradients[1], gradients[2])
+        self._finish_backward(gradients[1], gradients[2])
         return (gradients[0], gradients[3]) if len(gradients) == 4 else gradients[0]
 
 
@@ -389,6 +447,7 @@ class LayerNorm(Layer):
     LayerNorm((2,), eps=1e-05, elementwise_affine=True)
     """
 
+    _function = "layer_norm"
     _options = ("normalized_shape", "eps", "elementwise_affine")
 
     def __init__(
@@ -401,20 +460,26 @@ class LayerNorm(Layer):
         dtype: DTypeLike = np.float32,
     ) -> None:
         self.normalized_shape = _shape("LayerNorm", normalized_shape)
-        learned = _learned(elementwise_affine)
-        super().__init__(self.normalized_shape, learned if bias else learned[:1], eps, dtype)
+        learned = _learned("LayerNorm: elementwise_affine", elementwise_affine)
+        super().__init__(
+            self.normalized_shape,
+            learned if switch("LayerNorm: bias", bias) else learned[:1],
+            eps,
+            dtype,
+        )
         self.elementwise_affine = elementwise_affine
 
     def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
         gamma, beta = self.params.get("weight"), self.params.get("bias")
-        y, self._saved = norm.layer_norm(
+        self._check_dtype(x)
+        y, self._saved[self.training] = norm.layer_norm(
             x, self.normalized_shape, gamma=gamma, beta=beta, eps=self.eps or 0.0, out=out
         )
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
         dx, dgamma, dbeta = norm.layer_norm_backward(dy, self._for_backward(), out=out)
-        self._set_grads(dgamma, dbeta)
+        self._finish_backward(dgamma, dbeta)
         return dx
 
 
@@ -456,6 +521,7 @@ class RMSNorm(Layer):
     RMSNorm((2,), eps=None, elementwise_affine=True)
     """
 
+    _function = "rms_norm"
     _options = ("normalized_shape", "eps", "elementwise_affine")
 
     def __init__(
@@ -467,19 +533,20 @@ class RMSNorm(Layer):
         dtype: DTypeLike = np.float32,
     ) -> None:
         self.normalized_shape = _shape("RMSNorm", normalized_shape)
-        learned = _learned(elementwise_affine)[:1]
+        learned = _learned("RMSNorm: elementwise_affine", elementwise_affine)[:1]
         super().__init__(self.normalized_shape, learned, eps, dtype)
         self.elementwise_affine = elementwise_affine
 
     def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
-        y, self._saved = norm.rms_norm(
+        self._check_dtype(x)
+        y, self._saved[self.training] = norm.rms_norm(
             x, self.normalized_shape, gamma=self.params.get("weight"), eps=self.eps, out=out
         )
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
         dx, dgamma = norm.rms_norm_backward(dy, self._for_backward(), out=out)
-        self._set_grads(dgamma)
+        self._finish_backward(dgamma)
         return dx
 
 
@@ -522,6 +589,7 @@ class GroupNorm(Layer):
     GroupNorm(2, num_channels=4, eps=1e-05, affine=True)
     """
 
+    _function = "group_norm"
     _options = ("num_groups", "num_channels", "eps", "affine")
 
     def __init__(
@@ -533,26 +601,27 @@ class GroupNorm(Layer):
         *,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        self.num_groups = _size("GroupNorm", "num_groups", num_groups)
-        self.num_channels = _size("GroupNorm", "num_channels", num_channels)
+        self.num_groups = integer("GroupNorm: num_groups", num_groups, 1)
+        self.num_channels = integer("GroupNorm: num_channels", num_channels, 1)
         if num_channels % num_groups:
             raise ValueError(
                 f"GroupNorm: num_channels is {num_channels}, not a multiple of "
                 f"num_groups={num_groups}"
             )
-        super().__init__((self.num_channels,), _learned(affine), eps, dtype)
+        super().__init__((self.num_channels,), _learned("GroupNorm: affine", affine), eps, dtype)
         self.affine = affine
 
     def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
         gamma, beta = self.params.get("weight"), self.params.get("bias")
-        y, self._saved = norm.group_norm(
+        self._check_dtype(x)
+        y, self._saved[self.training] = norm.group_norm(
             x, self.num_groups, gamma=gamma, beta=beta, eps=self.eps or 0.0, out=out
         )
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
         dx, dgamma, dbeta = norm.group_norm_backward(dy, self._for_backward(), out=out)
-        self._set_grads(dgamma, dbeta)
+        self._finish_backward(dgamma, dbeta)
         return dx
 
 
@@ -594,6 +663,7 @@ class InstanceNorm(Layer):
     InstanceNorm(1, eps=1e-05, affine=False)
     """
 
+    _function = "instance_norm"
     _options = ("num_features", "eps", "affine")
 
     def __init__(
@@ -604,8 +674,8 @@ class InstanceNorm(Layer):
         *,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        self.num_features = _size("InstanceNorm", "num_features", num_features)
-        super().__init__((self.num_features,), _learned(affine), eps, dtype)
+        self.num_features = integer("InstanceNorm: num_features", num_features, 1)
+        super().__init__((self.num_features,), _learned("InstanceNorm: affine", affine), eps, dtype)
         self.affine = affine
 
     def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
@@ -614,15 +684,18 @@ class InstanceNorm(Layer):
                 f"InstanceNorm: x has shape {x.shape}, expected {self.num_features} channels"
             )
         gamma, beta = self.params.get("weight"), self.params.get("bias")
-        y, self._saved = norm.instance_norm(x, gamma=gamma, beta=beta, eps=self.eps or 0.0, out=out)
+        self._check_dtype(x)
+        y, self._saved[self.training] = norm.instance_norm(
+            x, gamma=gamma, beta=beta, eps=self.eps or 0.0, out=out
+        )
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
         dx, dgamma, dbeta = norm.instance_norm_backward(dy, self._for_backward(), out=out)
-        self._set_grads(dgamma, dbeta)
+        self._finish_backward(dgamma, dbeta)
         return dx
 
 
 def _shape(layer: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
-    return tuple(_size(layer, "normalized_shape", size) for size in sizes)
+    return tuple(integer(f"{layer}: normalized_shape", size, 1) for size in sizes)

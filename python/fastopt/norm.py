@@ -3,7 +3,8 @@ Normalization of activations: forward and backward, as functions.
 
 Every forward function returns ``(y, saved)``; its ``*_backward(dy, saved)`` gives the gradients.
 ``saved`` refers to the arrays of the forward call: x, gamma and beta (and y, where a residual was
-added before ``activation="relu"``) must not change before the backward call.
+added before ``activation="relu"``) must not change before the backward call. An array that a call
+writes may share no memory with another one of the call, except where ``out`` says so.
 
 Statistics are computed without cancellation and kept in float64; the mean of 1e6 values of mean
 1e4 and standard deviation 1 is good to the last bit of float32, and so is their variance. Results
@@ -12,126 +13,24 @@ have the same bits on every instruction set and for every number of threads.
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _core
+from fastopt._checks import integer, number, shown, switch
+from fastopt._core import Saved as Saved
 
 Array: TypeAlias = NDArray[Any]
 MaybeArray: TypeAlias = "NDArray[Any] | None"
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Saved:
-    """What a forward call leaves for its backward; the arrays are referred to, not copied."""
-
-    function: str
-    x: Array
-    layout: tuple[int, ...] | None
-    arguments: tuple[Any, ...]
-    statistics: Array
-    """Mean and biased variance that were used, float64, of shape (2, number of statistics)."""
-
-    def __repr__(self) -> str:
-        return f"Saved({self.function}, x of shape {self.x.shape}, {self.x.dtype})"
-
-
-def _layout(function: str, x: Array) -> tuple[int, ...] | None:
-    """The order of axes in which x lies in memory without gaps; None for C order."""
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"{function}: x is of type {type(x).__name__}, expected numpy.ndarray")
-    if x.flags.c_contiguous:
-        return None
-    order = tuple(sorted(range(x.ndim), key=lambda axis: (-abs(x.strides[axis]), axis)))
-    return order if x.transpose(order).flags.c_contiguous else None
-
-
-def _in_layout(a: Any, layout: tuple[int, ...] | None, *, copy: bool = True) -> Any:
-    """a with its axes in x's order of memory; unless it lies so already, a copy."""
-    if not isinstance(a, np.ndarray):
-        return a
-    if layout is not None and a.ndim == len(layout):
-        a = a.transpose(layout)
-    return a if a.flags.c_contiguous or not copy else np.ascontiguousarray(a)
-
-
-def _back(a: Any, layout: tuple[int, ...] | None) -> Any:
-    if layout is None or a is None:
-        return a
-    return a.transpose(sorted(range(len(layout)), key=layout.__getitem__))
-
-
-def _check_shape(function: str, name: str, a: Any, x: Array) -> None:
-    if isinstance(a, np.ndarray) and a.shape != x.shape:
-        raise ValueError(f"{function}: {name} has shape {a.shape}, x has {x.shape}")
-
-
-def _number(function: str, name: str, value: float, largest: float = math.inf) -> float:
-    """A finite float from 0 to `largest`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"{function}: {name} is of type {type(value).__name__}, expected float")
-    if not 0 <= value <= largest or value == math.inf:
-        end = "" if largest == math.inf else f" and at most {largest:g}"
-        raise ValueError(f"{function}: {name} is {value!r}, expected a number at least 0{end}")
-    return float(value)
-
-
-def _channels(
-    function: str, x: Array, axis: int, layout: tuple[int, ...] | None
-) -> tuple[int, int, int]:
-    """x as [outer, channels, inner], in the order of its memory."""
-    ndim, shape = x.ndim, x.shape
-    if ndim < 2:
-        raise ValueError(f"{function}: x has shape {shape}, expected at least 2 axes")
-    axis = operator.index(axis)
-    if not -ndim <= axis < ndim:
-        raise ValueError(f"{function}: axis is {axis}, x has {ndim} axes")
-    axis %= ndim
-    if layout is not None:
-        shape, axis = tuple(shape[i] for i in layout), layout.index(axis)
-    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
-
-
-def _saved_of(function: str, saved: Saved, dy: Any) -> Saved:
-    if not isinstance(saved, Saved):
-        raise TypeError(
-            f"{function}_backward: saved is of type {type(saved).__name__}, expected what "
-            f"{function} returned beside y"
-        )
-    if saved.function != function:
-        raise ValueError(
-            f"{function}_backward: saved comes from {saved.function}, use {saved.function}_backward"
-        )
-    if isinstance(dy, np.ndarray):
-        if dy.shape != saved.x.shape:
-            raise ValueError(f"{function}_backward: dy has shape {dy.shape}, x had {saved.x.shape}")
-        if dy.dtype != saved.x.dtype:
-            raise TypeError(f"{function}_backward: dy has dtype {dy.dtype}, x had {saved.x.dtype}")
-    return saved
-
-
 def _relu(function: str, activation: str | None) -> bool:
-    if activation is not None and activation != "relu":
-        raise ValueError(f"{function}: activation is {activation!r}, expected None or 'relu'")
+    if activation is not None and not (isinstance(activation, str) and activation == "relu"):
+        raise ValueError(f"{function}: activation is {shown(activation)}, expected None or 'relu'")
     return activation is not None
-
-
-def _check_count(function: str, count: int, x: Array) -> None:
-    if count < 2:
-        raise ValueError(
-            f"{function}: training needs more than one value per channel, x has shape {x.shape}"
-        )
-
-
-def _check_pair(function: str, running_mean: MaybeArray, running_var: MaybeArray) -> None:
-    if (running_mean is None) != (running_var is None):
-        raise ValueError(f"{function}: running_mean and running_var come together, one is None")
 
 
 def batch_norm(
@@ -175,6 +74,7 @@ def batch_norm(
         Weight of the *new* value, from 0 to 1, as in torch; texts that weigh the old value by 0.9
         or 0.99 mean 0.1 or 0.01.
     eps : float, default 1e-5
+        Above 0 in training: a channel may be constant.
     axis : int, default 1
         Where the channels are; -1 for channels-last.
     residual : array like x, optional
@@ -184,7 +84,8 @@ def batch_norm(
         The running variance averages the unbiased variance, n / (n - 1) times the one that
         normalizes, as in torch; False: the biased one, as in Keras and ONNX.
     out : array like x, optional
-        Receives y. It may be ``residual`` and, in evaluation, x itself.
+        Receives y. It may be ``residual`` and, in evaluation, x itself; then x is lost, and there
+        is no backward.
 
     Returns
     -------
@@ -207,47 +108,52 @@ def batch_norm(
     --------
     >>> import numpy as np, fastopt
     >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
-    >>> y, saved = fastopt.batch_norm(x, training=True, eps=0.0)
+    >>> y, saved = fastopt.batch_norm(x, training=True, eps=1e-12)
     >>> y
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    name = "batch_norm"
-    layout = _layout(name, x)
-    outer, channels, inner = _channels(name, x, axis, layout)
-    relu = _relu(name, activation)
-    momentum = _number(name, "momentum", momentum, 1.0)
-    eps = _number(name, "eps", eps)
-    _check_pair(name, running_mean, running_var)
-    if training:
-        _check_count(name, outer * inner, x)
-    elif running_mean is None:
-        raise ValueError(f"{name}: evaluation needs running_mean and running_var, they are None")
-    view = _in_layout(x, layout)
-    if residual is not None:
-        _check_shape(name, "residual", residual, x)
-        residual = _in_layout(residual, layout)
-    if out is not None:
-        _check_shape(name, "out", out, x)
-        out = _in_layout(out, layout, copy=False)
-    y, statistics = _core.batch_norm(
-        name, view, outer, channels, inner, gamma, beta, running_mean, running_var,
-        residual, out, None, bool(training), momentum, eps, relu, bool(unbiased), True,
+    return _batch_norm(
+        "batch_norm", x, gamma, beta, running_mean, running_var, training, momentum, eps, axis,
+        residual, activation, unbiased, out, None,
     )  # fmt: skip
-    kept = y if relu and residual is not None else None
-    arguments = (
-        outer,
-        channels,
-        inner,
+
+
+def _batch_norm(
+    name: str,
+    x: Array,
+    gamma: MaybeArray,
+    beta: MaybeArray,
+    running_mean: MaybeArray,
+    running_var: MaybeArray,
+    training: bool,
+    momentum: float,
+    eps: float,
+    axis: int,
+    residual: MaybeArray,
+    activation: str | None,
+    unbiased: bool,
+    out: MaybeArray,
+    limits: tuple[float, float] | None,
+) -> tuple[Array, Saved]:
+    training = switch(f"{name}: training", training)
+    return _core.batch_norm(
+        name,
+        x,
+        integer(f"{name}: axis", axis),
         gamma,
         beta,
-        kept,
-        eps,
+        running_mean,
+        running_var,
         training,
-        relu,
-        residual is not None,
+        number(f"{name}: momentum", momentum, 0.0, 1.0),
+        number(f"{name}: eps", eps, 0.0, above=training),
+        residual,
+        _relu(name, activation),
+        switch(f"{name}: unbiased", unbiased),
+        out,
+        limits,
     )
-    return _back(y, layout), Saved(name, x, layout, arguments, statistics)
 
 
 def batch_norm_backward(
@@ -271,7 +177,7 @@ def batch_norm_backward(
     saved : Saved
         From `batch_norm`; x, gamma and beta are as they were.
     out : array like x, optional
-        Receives dx; it may be ``dy``.
+        Receives dx; it may be ``dy``, unless that is ``dresidual``, too.
 
     Returns
     -------
@@ -295,24 +201,8 @@ def batch_norm_backward(
     >>> dbeta
     array([3.])
     """
-    saved = _saved_of("batch_norm", saved, dy)
-    *gradients, dresidual = _batch_norm_backward(dy, saved, out)
-    return (*gradients, dresidual) if saved.arguments[-1] else tuple(gradients)
-
-
-def _batch_norm_backward(dy: Array, saved: Saved, out: MaybeArray) -> tuple[MaybeArray, ...]:
-    name, x, layout = saved.function + "_backward", saved.x, saved.layout
-    outer, channels, inner, gamma, beta, y, eps, training, relu, residual = saved.arguments
-    if out is not None:
-        _check_shape(name, "out", out, x)
-        out = _in_layout(out, layout, copy=False)
-    dx, dgamma, dbeta, dresidual = _core.batch_norm_backward(
-        name, _in_layout(dy, layout), _in_layout(x, layout), outer, channels, inner, gamma, beta,
-        saved.statistics, y, out, bool(training), eps, relu, residual,
-    )  # fmt: skip
-    if layout is not None:
-        dx, dresidual = _back(dx, layout), _back(dresidual, layout)
-    return dx, dgamma, dbeta, dresidual
+    *gradients, dresidual = _core.batch_norm_backward("batch_norm", dy, saved, out)
+    return tuple(gradients) if dresidual is None else (*gradients, dresidual)
 
 
 def batch_renorm(
@@ -377,66 +267,17 @@ def batch_renorm(
     >>> x = np.array([[1.0], [3.0]])
     >>> mean, var = np.zeros(1), np.ones(1)
     >>> y, saved = fastopt.batch_renorm(
-    ...     x, running_mean=mean, running_var=var, training=True, eps=0.0)
+    ...     x, running_mean=mean, running_var=var, training=True, eps=1e-12)
     >>> y  # r = 1, d = 2
     array([[1.],
            [3.]])
     """
     name = "batch_renorm"
-    layout = _layout(name, x)
-    outer, channels, inner = _channels(name, x, axis, layout)
-    momentum = _number(name, "momentum", momentum, 1.0)
-    eps = _number(name, "eps", eps)
-    if _number(name, "r_max", r_max) < 1:
-        raise ValueError(f"{name}: r_max is {r_max!r}, expected a number at least 1")
-    d_max = _number(name, "d_max", d_max)
-    for what, running in (("running_mean", running_mean), ("running_var", running_var)):
-        if not isinstance(running, np.ndarray):
-            raise TypeError(
-                f"{name}: {what} is of type {type(running).__name__}, expected numpy.ndarray"
-            )
-        if running.shape != (channels,):
-            raise ValueError(f"{name}: {what} has shape {running.shape}, expected {(channels,)}")
-        if running.dtype != x.dtype:
-            raise TypeError(f"{name}: {what} has dtype {running.dtype}, x has {x.dtype}")
-        if training and not running.flags.writeable:
-            raise ValueError(f"{name}: {what} is read-only")
-    if out is not None:
-        _check_shape(name, "out", out, x)
-        out = _in_layout(out, layout, copy=False)
-    view = _in_layout(x, layout)
-    if not training:
-        y, statistics = _core.batch_norm(
-            name, view, outer, channels, inner, gamma, beta, running_mean, running_var,
-            None, out, None, False, momentum, eps, False, unbiased, True,
-        )  # fmt: skip
-        arguments = (outer, channels, inner, gamma, beta, None, eps, False, False, False)
-        return _back(y, layout), Saved(name, x, layout, (arguments, None, None), statistics)
-
-    _check_count(name, outer * inner, x)
-    if out is not None and np.shares_memory(out, x):
-        raise ValueError(f"{name}: out overlaps x in memory")
-    _, statistics = _core.batch_norm(
-        name, view, outer, channels, inner, gamma, beta, None, None,
-        None, None, None, True, momentum, eps, False, unbiased, False,
+    limits = number(f"{name}: r_max", r_max, 1.0), number(f"{name}: d_max", d_max, 0.0)
+    return _batch_norm(
+        name, x, gamma, beta, running_mean, running_var, training, momentum, eps, axis,
+        None, None, unbiased, out, limits,
     )  # fmt: skip
-    mean, var = statistics
-    running_sigma = np.sqrt(running_var.astype(np.float64) + eps)
-    r = np.clip(np.sqrt(var + eps) / running_sigma, 1 / r_max, r_max)
-    d = np.clip((mean - running_mean) / running_sigma, -d_max, d_max)
-    scale = (r if gamma is None else gamma * r).astype(x.dtype)
-    shift = (d if gamma is None else gamma * d) + (0.0 if beta is None else beta)
-    shift = shift.astype(x.dtype)
-    y, _ = _core.batch_norm(
-        name, view, outer, channels, inner, scale, shift, None, None,
-        None, out, statistics, False, momentum, eps, False, unbiased, True,
-    )  # fmt: skip
-    count = outer * inner
-    running_mean += momentum * (mean - running_mean)
-    running_var += momentum * (var * (count / (count - 1) if unbiased else 1.0) - running_var)
-    arguments = (outer, channels, inner, scale, shift, None, eps, True, False, False)
-    learned = (gamma is not None, beta is not None)
-    return _back(y, layout), Saved(name, x, layout, (arguments, (r, d), learned), statistics)
 
 
 def batch_renorm_backward(
@@ -475,22 +316,13 @@ def batch_renorm_backward(
     >>> import numpy as np, fastopt
     >>> x, mean, var = np.array([[1.0], [3.0]]), np.zeros(1), np.ones(1)
     >>> y, saved = fastopt.batch_renorm(
-    ...     x, gamma=np.ones(1), running_mean=mean, running_var=var, training=True, eps=0.0)
+    ...     x, gamma=np.ones(1), running_mean=mean, running_var=var, training=True, eps=1e-12)
     >>> dx, dgamma, dbeta = fastopt.batch_renorm_backward(np.array([[0.0], [1.0]]), saved)
     >>> dgamma  # r = 1, d = 2, xhat = 1
     array([3.])
     """
-    saved = _saved_of("batch_renorm", saved, dy)
-    arguments, clipped, learned = saved.arguments
-    inner = Saved(saved.function, saved.x, saved.layout, arguments, saved.statistics)
-    dx, dgamma, dbeta, _ = _batch_norm_backward(dy, inner, out)
-    assert dx is not None
-    if clipped is None or learned is None:
-        return dx, dgamma, dbeta
-    assert dgamma is not None and dbeta is not None
-    r, d = clipped
-    dgamma = (r * dgamma + d * dbeta).astype(dy.dtype)
-    return dx, dgamma if learned[0] else None, dbeta if learned[1] else None
+    dx, dgamma, dbeta, _ = _core.batch_norm_backward("batch_renorm", dy, saved, out)
+    return dx, dgamma, dbeta
 
 
 def group_norm(
@@ -542,32 +374,9 @@ def group_norm(
     >>> fastopt.group_norm(x, 2, eps=0.0)[0]
     array([[-1.,  1., -1.,  1.]])
     """
-    return _group_norm("group_norm", x, num_groups, gamma, beta, eps, out)
-
-
-def _group_norm(
-    name: str,
-    x: Array,
-    num_groups: int | None,
-    gamma: MaybeArray,
-    beta: MaybeArray,
-    eps: float,
-    out: MaybeArray,
-) -> tuple[Array, Saved]:
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"{name}: x is of type {type(x).__name__}, expected numpy.ndarray")
-    samples, channels, inner = _channels(name, x, 1, None)
-    groups = channels if num_groups is None else operator.index(num_groups)
-    if groups < 1 or channels % groups:
-        raise ValueError(f"{name}: num_groups is {groups}, x has {channels} channels")
-    eps = _number(name, "eps", eps)
-    if out is not None:
-        _check_shape(name, "out", out, x)
-    y, statistics = _core.group_norm(
-        name, _in_layout(x, None), samples, groups, channels // groups, inner, gamma, beta, out, eps
-    )
-    arguments = (samples, groups, channels // groups, inner, gamma, beta)
-    return y, Saved(name, x, None, (arguments, eps), statistics)
+    groups = integer("group_norm: num_groups", num_groups)
+    eps = number("group_norm: eps", eps, 0.0)
+    return _core.group_norm("group_norm", x, groups, gamma, beta, eps, out)
 
 
 def group_norm_backward(
@@ -612,20 +421,7 @@ def group_norm_backward(
     >>> dgamma  # dy xhat
     array([-1.,  2., -3.,  4.])
     """
-    return _group_norm_backward("group_norm", dy, saved, out)
-
-
-def _group_norm_backward(
-    function: str, dy: Array, saved: Saved, out: MaybeArray
-) -> tuple[Array, MaybeArray, MaybeArray]:
-    saved = _saved_of(function, saved, dy)
-    if out is not None:
-        _check_shape(function + "_backward", "out", out, saved.x)
-    (samples, groups, channels, inner, gamma, beta), eps = saved.arguments
-    return _core.group_norm_backward(
-        function + "_backward", _in_layout(dy, None), _in_layout(saved.x, None),
-        samples, groups, channels, inner, gamma, beta, saved.statistics, out, eps,
-    )  # fmt: skip
+    return _core.group_norm_backward("group_norm", dy, saved, out)
 
 
 def instance_norm(
@@ -676,12 +472,8 @@ def instance_norm(
     array([[[-1.,  1.],
             [-1.,  1.]]])
     """
-    if isinstance(x, np.ndarray) and (x.ndim < 3 or (x.size and math.prod(x.shape[2:]) < 2)):
-        raise ValueError(
-            f"instance_norm: x has shape {x.shape}, expected (N, C, ...) with more than one value "
-            f"per channel"
-        )
-    return _group_norm("instance_norm", x, None, gamma, beta, eps, out)
+    eps = number("instance_norm: eps", eps, 0.0)
+    return _core.group_norm("instance_norm", x, None, gamma, beta, eps, out)
 
 
 def instance_norm_backward(
@@ -727,7 +519,7 @@ def instance_norm_backward(
     >>> dgamma  # sums of dy xhat
     array([1., 2.])
     """
-    return _group_norm_backward("instance_norm", dy, saved, out)
+    return _core.group_norm_backward("instance_norm", dy, saved, out)
 
 
 def layer_norm(
@@ -779,7 +571,6 @@ def layer_norm(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    eps = _number("layer_norm", "eps", eps)
     return _layer_norm("layer_norm", x, normalized_shape, gamma, beta, eps, out)
 
 
@@ -792,25 +583,10 @@ def _layer_norm(
     eps: float,
     out: MaybeArray,
 ) -> tuple[Array, Saved]:
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"{name}: x is of type {type(x).__name__}, expected numpy.ndarray")
-    shape = (
-        tuple(operator.index(n) for n in normalized_shape)
-        if isinstance(normalized_shape, Sequence)
-        else (operator.index(normalized_shape),)
-    )
-    if not shape or x.shape[-len(shape) :] != shape:
-        raise ValueError(f"{name}: x has shape {x.shape}, expected its last axes to be {shape}")
-    columns = math.prod(shape)
-    rows = math.prod(x.shape[: -len(shape)])
-    if out is not None:
-        _check_shape(name, "out", out, x)
-    centered = name == "layer_norm"
-    y, statistics = _core.layer_norm(
-        name, _in_layout(x, None), rows, columns, shape, gamma, beta, out, eps, centered
-    )
-    arguments = (rows, columns, shape, gamma, beta)
-    return y, Saved(name, x, None, (arguments, eps, centered), statistics)
+    sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    shape = tuple(integer(f"{name}: normalized_shape", size) for size in sizes)
+    eps = number(f"{name}: eps", eps, 0.0)
+    return _core.layer_norm(name, x, shape, gamma, beta, eps, out)
 
 
 def layer_norm_backward(
@@ -855,20 +631,7 @@ def layer_norm_backward(
     >>> dgamma  # sums of dy xhat
     array([-4.,  7.])
     """
-    return _layer_norm_backward("layer_norm", dy, saved, out)
-
-
-def _layer_norm_backward(
-    function: str, dy: Array, saved: Saved, out: MaybeArray
-) -> tuple[Array, MaybeArray, MaybeArray]:
-    saved = _saved_of(function, saved, dy)
-    if out is not None:
-        _check_shape(function + "_backward", "out", out, saved.x)
-    (rows, columns, shape, gamma, beta), eps, centered = saved.arguments
-    return _core.layer_norm_backward(
-        function + "_backward", _in_layout(dy, None), _in_layout(saved.x, None),
-        rows, columns, shape, gamma, beta, saved.statistics, out, eps, centered,
-    )  # fmt: skip
+    return _core.layer_norm_backward("layer_norm", dy, saved, out)
 
 
 def rms_norm(
@@ -922,7 +685,6 @@ def rms_norm(
     if eps is None:
         single = isinstance(x, np.ndarray) and x.dtype == np.float32
         eps = float(np.finfo(np.float32 if single else np.float64).eps)
-    eps = _number("rms_norm", "eps", eps)
     return _layer_norm("rms_norm", x, normalized_shape, gamma, None, eps, out)
 
 
@@ -968,7 +730,8 @@ def rms_norm_backward(
     >>> dgamma  # sums of dy xhat
     array([4., 3.])
     """
-    return _layer_norm_backward("rms_norm", dy, saved, out)[:2]
+    dx, dgamma, _ = _core.layer_norm_backward("rms_norm", dy, saved, out)
+    return dx, dgamma
 
 
 def empty_cache() -> None:

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastopt.norm import Array, _number
+from fastopt import _core
+from fastopt._checks import integer, number
+from fastopt.norm import Array
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@dataclass(slots=True, frozen=True, eq=False, repr=False)
 class SavedWeight:
-    """What the backward function of a reparametrization needs."""
+    """What the backward function of a reparametrization needs: copies, in float64."""
 
     function: str
-    arrays: tuple[Array, ...]
+    dtype: np.dtype[Any]
     axis: int
+    weight: Array
+    """The direction, or the normalized weight."""
+    parts: tuple[Any, ...]
 
     def __repr__(self) -> str:
-        return f"SavedWeight({self.function}, weight of shape {self.arrays[0].shape})"
+        return f"SavedWeight({self.function}, weight of shape {self.weight.shape}, {self.dtype})"
 
 
 def _weight(function: str, name: str, w: Any, axis: int) -> int:
     """The axis, not negative; `w` is checked."""
-    if not isinstance(w, np.ndarray):
-        raise TypeError(f"{function}: {name} is of type {type(w).__name__}, expected numpy.ndarray")
-    if w.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{function}: {name} has dtype {w.dtype}, expected float32 or float64")
+    _core.check_array(w, f"{function}: {name}")
     if w.ndim < 1 or w.size == 0:
         raise ValueError(f"{function}: {name} has shape {w.shape}, expected at least one element")
-    axis = operator.index(axis)
+    axis = integer(f"{function}: axis", axis)
     if not -w.ndim <= axis < w.ndim:
         raise ValueError(f"{function}: axis is {axis}, {name} has {w.ndim} axes")
-    return axis % w.ndim
+    place: int = axis % w.ndim
+    return place
 
 
 def _vector(function: str, name: str, a: Any, w: Array, axis: int) -> None:
-    if not isinstance(a, np.ndarray):
-        raise TypeError(f"{function}: {name} is of type {type(a).__name__}, expected numpy.ndarray")
+    _core.check_array(a, f"{function}: {name}")
     if a.dtype != w.dtype:
         raise TypeError(f"{function}: {name} has dtype {a.dtype}, the weight has {w.dtype}")
     if a.shape != (w.shape[axis],):
@@ -50,14 +51,13 @@ def _saved_weight(function: str, saved: SavedWeight, dw: Any) -> SavedWeight:
     if not isinstance(saved, SavedWeight) or saved.function != function:
         raise TypeError(f"{function}_backward: saved is {saved!r}, expected that of {function}")
     _weight(function + "_backward", "dw", dw, 0)
-    weight = saved.arrays[0]
-    if dw.shape != weight.shape:
+    if dw.shape != saved.weight.shape:
         raise ValueError(
-            f"{function}_backward: dw has shape {dw.shape}, the weight has {weight.shape}"
+            f"{function}_backward: dw has shape {dw.shape}, the weight has {saved.weight.shape}"
         )
-    if dw.dtype != weight.dtype:
+    if dw.dtype != saved.dtype:
         raise TypeError(
-            f"{function}_backward: dw has dtype {dw.dtype}, the weight has {weight.dtype}"
+            f"{function}_backward: dw has dtype {dw.dtype}, the weight has {saved.dtype}"
         )
     return saved
 
@@ -67,6 +67,12 @@ def _along(a: Array, w: Array, axis: int) -> Array:
     return a.reshape(tuple(-1 if i == axis else 1 for i in range(w.ndim)))
 
 
+# Both compute in float64 on a weight whose largest elements are 1: squares have room, and what
+# underflows does not matter, so that it is no error where the caller makes it one.
+_quiet = np.errstate(all="ignore")
+
+
+@_quiet
 def weight_norm(v: Array, g: Array, *, axis: int = 0) -> tuple[Array, SavedWeight]:
     """
     Weight normalization: the length of a weight vector apart from its direction.
@@ -111,16 +117,19 @@ def weight_norm(v: Array, g: Array, *, axis: int = 0) -> tuple[Array, SavedWeigh
     axis = _weight("weight_norm", "v", v, axis)
     _vector("weight_norm", "g", g, v, axis)
     others = tuple(i for i in range(v.ndim) if i != axis)
-    largest = np.abs(v).max(axis=others, keepdims=True)  # the squares must not overflow
-    largest[largest == 0] = 1
-    norm = largest * np.sqrt(np.square(v / largest).sum(axis=others, keepdims=True))
-    if not norm.all():
-        unit = int(np.flatnonzero(norm.ravel() == 0)[0])
+    wide, lengths = v.astype(np.float64), _along(g.astype(np.float64), v, axis)
+    largest = np.abs(wide).max(axis=others, keepdims=True)
+    if not largest.all():
+        unit = int(np.flatnonzero(largest.ravel() == 0)[0])
         raise ValueError(f"weight_norm: v is zero at index {unit} of axis {axis}")
-    direction = v / norm
-    return _along(g, v, axis) * direction, SavedWeight("weight_norm", (direction, norm, g), axis)
+    wide /= largest
+    norm = np.sqrt(np.square(wide).sum(axis=others, keepdims=True))
+    wide /= norm
+    w = (lengths * wide).astype(v.dtype)
+    return w, SavedWeight("weight_norm", v.dtype, axis, wide, (lengths / norm, largest))
 
 
+@_quiet
 def weight_norm_backward(dw: Array, saved: SavedWeight) -> tuple[Array, Array]:
     """
     Gradients of `weight_norm`.
@@ -154,12 +163,14 @@ def weight_norm_backward(dw: Array, saved: SavedWeight) -> tuple[Array, Array]:
     (array([[5., 0.]]), array([2.]))
     """
     saved = _saved_weight("weight_norm", saved, dw)
-    (direction, norm, g), axis = saved.arrays, saved.axis
-    others = tuple(i for i in range(dw.ndim) if i != axis)
-    dg = (dw * direction).sum(axis=others)
-    return _along(g, dw, axis) / norm * (dw - _along(dg, dw, axis) * direction), dg
+    others = tuple(i for i in range(dw.ndim) if i != saved.axis)
+    scale, largest = saved.parts
+    dg = (dw * saved.weight).sum(axis=others)
+    dv = scale * (dw - _along(dg, dw, saved.axis) * saved.weight) / largest
+    return dv.astype(saved.dtype), dg.astype(saved.dtype)
 
 
+@_quiet
 def spectral_norm(
     w: Array, u: Array, *, n_power_iterations: int = 1, eps: float = 1e-12, axis: int = 0
 ) -> tuple[Array, SavedWeight]:
@@ -211,16 +222,18 @@ def spectral_norm(
     """
     axis = _weight("spectral_norm", "w", w, axis)
     _vector("spectral_norm", "u", u, w, axis)
-    eps = _number("spectral_norm", "eps", eps)
-    iterations = operator.index(n_power_iterations)
-    if iterations < 0:
-        raise ValueError(
-            f"spectral_norm: n_power_iterations is {iterations}, expected an integer >= 0"
-        )
-    if iterations and not u.flags.writeable:
-        raise ValueError("spectral_norm: u is read-only")
-    matrix = np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
-    left = u.copy()
+    eps = number("spectral_norm: eps", eps, 0.0)
+    iterations = integer("spectral_norm: n_power_iterations", n_power_iterations, 0)
+    if iterations:
+        if not u.flags.writeable:
+            raise ValueError("spectral_norm: u is read-only")
+        _core.check_apart("spectral_norm", "u", u, "w", w)
+    wide = w.astype(np.float64)
+    largest = float(np.abs(wide).max()) or 1.0
+    wide /= largest
+    eps /= largest
+    matrix = np.moveaxis(wide, axis, 0).reshape(w.shape[axis], -1)
+    left = u.astype(np.float64)
     right = _unit(matrix.T @ left, eps)
     for i in range(iterations):
         left = _unit(matrix @ right, eps)
@@ -229,16 +242,19 @@ def spectral_norm(
     sigma = left @ matrix @ right
     if sigma == 0:
         raise ValueError("spectral_norm: sigma = u^T M v is zero, w or u is zero")
-    u[...] = left
-    normalized = w / sigma
-    return normalized, SavedWeight("spectral_norm", (normalized, left, right, sigma), axis)
+    if iterations:
+        u[...] = left
+    wide = wide / sigma
+    saved = SavedWeight("spectral_norm", w.dtype, axis, wide, (left, right, sigma, largest))
+    return wide.astype(w.dtype), saved
 
 
 def _unit(x: Array, eps: float) -> Array:
     unit: Array = x / max(float(np.linalg.norm(x)), eps)
-    return unit.astype(x.dtype, copy=False)
+    return unit
 
 
+@_quiet
 def spectral_norm_backward(dw: Array, saved: SavedWeight) -> Array:
     """
     Gradient of `spectral_norm`, with u and v constant.
@@ -274,8 +290,8 @@ def spectral_norm_backward(dw: Array, saved: SavedWeight) -> Array:
            [ 0.    ,  0.25  ]])
     """
     saved = _saved_weight("spectral_norm", saved, dw)
-    normalized, u, v, sigma = saved.arrays
+    u, v, sigma, largest = saved.parts
     moved = np.moveaxis(dw, saved.axis, 0)
     along = np.moveaxis(np.outer(u, v).reshape(moved.shape), 0, saved.axis)
-    gradient: Array = (dw - (dw * normalized).sum() * along) / sigma
-    return gradient
+    gradient: Array = (dw - (dw * saved.weight).sum() * along) / sigma / largest
+    return gradient.astype(saved.dtype)
