@@ -357,3 +357,13 @@ def test_states_that_are_not_in_use_are_kept_and_saved() -> None:
     # Those of its own that the saved state has not are gone.
     other.load_state_dict(RMSprop(np.zeros(2)).state_dict())
     assert list(other.state["param"]) == ["step", "square_avg"]
+
+
+def test_the_reference_keeps_a_velocity_through_a_momentum_of_zero() -> None:
+    p, v = np.ones(2), np.full(2, 3.0)
+    new_p, new_v = reference.sgd(p, np.ones(2), v, t=3, lr=0.5)
+    assert new_p.tolist() == [0.5, 0.5]
+    assert new_v.tolist() == [3.0, 3.0]
+    new_p, new_v = reference.sgd(p, np.ones(2), t=3, lr=0.5, momentum=0.5, dampening=0.5)
+    assert new_p.tolist() == [0.5, 0.5]
+    assert new_v.tolist() == [1.0, 1.0]

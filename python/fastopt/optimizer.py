@@ -418,9 +418,8 @@ class Optimizer:
             raise
         if params is not self._params:
             self._params = params
-            for group, tree in zip(
-                self._groups, params if self._grouped else [params], strict=True
-            ):
+            trees = params if self._grouped else [params]
+            for group, tree in zip(self._groups, trees, strict=True):
                 group._params = tree
         return norm
 
@@ -494,13 +493,13 @@ class Optimizer:
             If it is read, and groups have different rates.
         """
         all_options = [group._options for group in self._groups] or [self._defaults]
-        rate, *others = (self._lr(options) for options in all_options)
-        if any(other != rate for other in others):
+        rates = [self._lr(options) for options in all_options]
+        if any(rate != rates[0] for rate in rates):
             raise ValueError(
-                f"{type(self).__name__}.lr: the groups have different rates, "
+                f"{type(self).__name__}.lr: the groups have different rates, {shown(rates)}: "
                 "read opt.param_groups[0]['lr']"
             )
-        return rate
+        return rates[0]
 
     @lr.setter
     def lr(self, value: float | Schedule) -> None:
