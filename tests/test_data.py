@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from fastopt.data import minibatches, standardize
 
 rng = np.random.default_rng
+untyped: Any = standardize  # where the type itself is wrong
 
 # standardize
 
@@ -119,11 +122,65 @@ def test_integers_become_float64(dtype: Any) -> None:
     np.testing.assert_array_equal(standardize(images, mean=mean, std=std)[0], z)
 
 
-def test_missing_values_stay_within_their_feature() -> None:
-    x = np.array([[1.0, 2.0], [np.nan, 4.0]])
-    z, mean, std = standardize(x)
-    assert np.isnan([mean[0, 0], std[0, 0], *z[:, 0]]).all()
-    np.testing.assert_array_equal(z[:, 1], [-1, 1])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+def test_missing_values_are_an_error_that_names_their_features(bad: float, dtype: Any) -> None:
+    x = rng(0).standard_normal((1376, 5)).astype(dtype)
+    x[3:10, 1], x[700, 4] = bad, bad
+    before = x.copy()
+    for statistics in ({}, {"mean": 0, "std": 1}):
+        with pytest.raises(ValueError, match=r"x is nan or infinite 8 times in the .* \[1, 4\]"):
+            standardize(x, **statistics)
+        with pytest.raises(ValueError, match=r"8 times in the features \[1, 4\]"):
+            standardize(np.asfortranarray(x.T), axis=1, **statistics)
+        with pytest.raises(ValueError, match=r"8 times in the features \[\(1, 0\), \(4, 0\)\]"):
+            standardize(x.reshape(1376, 5, 1), **statistics)
+        with pytest.raises(ValueError, match=r"x is nan or infinite 8 times$"):
+            standardize(x, axis=(0, 1), **statistics)
+    np.testing.assert_array_equal(x, before)
+    with pytest.raises(ValueError, match=r"mean is nan or infinite 1 times in the features \[2\]"):
+        standardize(np.ones((4, 3)), mean=[0, 0, bad], std=1)
+    with pytest.raises(ValueError, match=r"std is nan or infinite 1 times in the features \[0\]"):
+        standardize(np.ones((4, 3)), mean=0, std=[[abs(bad), 1, 1]])
+    with pytest.raises(ValueError, match=r"mean is nan or infinite 1 times"):
+        standardize(5.0, mean=bad, std=1)
+
+
+def test_many_features_with_missing_values_are_a_short_message() -> None:
+    with pytest.raises(ValueError, match=r"features \[0, 1, 2, 3, 4, 5, \.\.\.\]"):
+        standardize(np.full((3, 1000), np.nan))
+
+
+def test_a_spread_beyond_float64_is_an_error() -> None:
+    x = np.array([[1.0, 1e200], [2.0, -1e200]])
+    with np.errstate(all="raise"), pytest.raises(ValueError, match=r"deviation of x .* \[1\]"):
+        standardize(x)
+
+
+def test_underflow_is_no_error() -> None:
+    x = np.array([[1.0, 1e-200], [1.0 + 1e-9, 3e-200], [2.0, 2e-200]])
+    with np.errstate(all="raise"):
+        z, mean, std = standardize(x)
+        np.testing.assert_array_equal(standardize(x, mean=mean, std=std)[0], z)
+        standardize(np.array([[0.0, 1.0], [1.0, 1e-7]], np.float16), mean=0, std=100)
+
+
+def test_a_number_keeps_its_shape() -> None:
+    z, _, _ = standardize(np.array(5.0), mean=1, std=2)
+    assert (type(z), z.shape, float(z)) == (np.ndarray, (), 2.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize(
+    ("low", "high", "constant"), [(0, 1, True), (-1, 1, True), (0, 3, False), (-2, 1, False)]
+)
+def test_a_spread_of_one_ulp_is_none(low: int, high: int, constant: bool, dtype: Any) -> None:
+    ulp = np.finfo(dtype).eps  # at 1, so that the border is at a deviation of one
+    x = (1 + np.array([low, high], dtype) * ulp).astype(dtype)
+    z, _, std = standardize(x)
+    deviation = (high - low) / 2 * float(ulp)
+    assert std == (1 if constant else pytest.approx(deviation, rel=1e-3))
+    assert z[1] - z[0] == pytest.approx(2 * deviation if constant else 2, rel=1e-3)
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3), st.integers(2, 50))
@@ -135,8 +192,39 @@ def test_units_do_not_matter(offset: float, scale: float, n: int) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: standardize(x, 2), ValueError, "axis: axis 2 is out of bounds"),
-        (lambda x: standardize(3.0), ValueError, "axis: axis 0 is out of bounds"),
+        (lambda x: standardize(x, 2), ValueError, "axis is 2, expected an integer from -2 to 1"),
+        (lambda x: untyped(x, "x"), TypeError, "axis is 'x', expected an integer"),
+        (lambda x: untyped(x, (0, 1.5)), TypeError, r"axis is 1\.5, expected an integer"),
+        (lambda x: standardize(x, 2**70), ValueError, "axis is 1180"),
+        (
+            lambda x: standardize(x, (0, -2)),
+            ValueError,
+            r"axis is \(0, -2\), expected every axis once",
+        ),
+        (lambda x: standardize(x, 2, mean=0, std=1), ValueError, "axis is 2"),
+        (lambda x: standardize(3.0), ValueError, r"x must have an axis of samples, got shape \(\)"),
+        (lambda x: standardize([[1], [2, 3]]), TypeError, "x must be real numbers, got list"),
+        (
+            lambda x: standardize(iter(x)),
+            TypeError,
+            "x must be real numbers, got generator|iterator",
+        ),
+        (lambda x: standardize(10**400), TypeError, "x must be real numbers, got int"),
+        (
+            lambda x: standardize(x, mean="x", std=1),
+            TypeError,
+            "mean must be real numbers, got dtype <U1",
+        ),
+        (
+            lambda x: standardize(x, mean=0, std=1j),
+            TypeError,
+            "std must be real numbers, got dtype comp",
+        ),
+        (
+            lambda x: standardize(np.ma.masked_array(x)),
+            TypeError,
+            "got a masked array: drop or fill",
+        ),
         (lambda x: standardize(x[:0]), ValueError, r"no samples along axis 0, shape \(0, 3\)"),
         (lambda x: standardize(x + 1j), TypeError, "x must be real numbers, got dtype complex128"),
         (lambda x: standardize([["a"]]), TypeError, "x must be real numbers, got dtype <U1"),
@@ -154,7 +242,7 @@ def test_units_do_not_matter(offset: float, scale: float, n: int) -> None:
         ),
         (lambda x: standardize(x, mean=0, std=[1, 0, 1]), ValueError, "std must be > 0 .*, got 0"),
         (lambda x: standardize(x, mean=0, std=-2), ValueError, "std must be > 0 .*, got -2"),
-        (lambda x: standardize(x, mean=0, std=np.nan), ValueError, "std must be > 0 .*, got nan"),
+        (lambda x: standardize(x, mean=0, std=np.nan), ValueError, "std is nan or infinite"),
     ],
 )
 def test_standardize_names_bad_arguments(
@@ -199,6 +287,23 @@ def test_the_order_is_uniform() -> None:
     np.testing.assert_allclose(counts, [1000] * 6, atol=150)
 
 
+class Pair(NamedTuple):
+    x: npt.NDArray[Any]
+    y: npt.NDArray[Any]
+
+
+@dataclass
+class Split:
+    x: npt.NDArray[Any]
+
+
+class Tensor:
+    """What tells a torch tensor."""
+
+    def detach(self) -> Tensor:
+        return self
+
+
 def test_a_batch_has_the_structure_of_the_data() -> None:
     x: npt.NDArray[Any] = np.zeros((10, 3, 2), np.float32)
     y: npt.NDArray[Any] = np.arange(10)
@@ -207,7 +312,10 @@ def test_a_batch_has_the_structure_of_the_data() -> None:
     both = next(iter(minibatches([x, y], 4, rng=rng(0))))
     named = next(iter(minibatches({"x": x, "y": y}, 4, rng=rng(0))))
     assert (type(pair), type(both), type(named), list(named)) == (tuple, list, dict, ["x", "y"])
-    for x_batch in (array, pair[0], both[0], named["x"]):
+    split = next(iter(minibatches(Pair(x, y), 4, rng=rng(0))))
+    assert type(split) is Pair
+    np.testing.assert_array_equal(split.y, pair[1], strict=True)
+    for x_batch in (array, pair[0], both[0], named["x"], split.x):
         np.testing.assert_array_equal(x_batch, x[:4], strict=True)
     for y_batch in (pair[1], both[1], named["y"]):
         np.testing.assert_array_equal(y_batch, pair[1], strict=True)
@@ -236,6 +344,24 @@ def test_later_changes_of_the_data_are_seen() -> None:
     assert all((batch == 1).all() for batch in batches)
 
 
+def test_pickled_they_go_on_with_the_same_order() -> None:
+    x = np.arange(2000.0)
+    buffers: list[pickle.PickleBuffer] = []
+    batches = minibatches((x,), 300, rng=rng(0))
+    data = pickle.dumps(batches, protocol=5, buffer_callback=buffers.append)
+    again = pickle.loads(data, buffers=[bytes(buffer) for buffer in buffers])  # read-only
+    for (batch,), (twin,) in zip(again, batches, strict=True):
+        np.testing.assert_array_equal(batch, twin)
+        batch[:] = 0
+
+
+def test_containers_may_change_afterwards() -> None:
+    arrays = {"x": np.arange(6)}
+    batches = minibatches(arrays, 3, rng=rng(0))
+    arrays["y"] = np.arange(5)
+    assert [list(batch) for batch in batches] == [["x"], ["x"]]
+
+
 def test_memory_mapped_data_stays_on_disk(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(100).reshape(50, 2))
     x: npt.NDArray[Any] = np.load(tmp_path / "x.npy", mmap_mode="r")
@@ -258,27 +384,36 @@ def test_two_loops_at_once_do_not_disturb_each_other() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
-        ({"batch_size": 2.0}, TypeError, "batch_size must be an int, got 2.0"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0, expected an integer >= 1"),
+        ({"batch_size": 2.0}, TypeError, r"batch_size is 2\.0, expected an integer"),
+        ({"drop_last": 1}, TypeError, "drop_last is 1, expected a bool"),
         (
             {"batch_size": 11, "drop_last": True},
             ValueError,
             "drop_last=True leaves no batch: batch_size=11, 10 samples",
         ),
-        ({"rng": 0}, TypeError, r"rng must be a np.random.Generator, got 0; .*default_rng\(seed\)"),
-        ({"arrays": "data"}, TypeError, "arrays must be an ndarray or a tuple.* of .* got str"),
-        ({"arrays": [1.0, 2.0]}, TypeError, r"arrays\[0\] must be an ndarray, got float"),
+        ({"rng": 0}, TypeError, r"rng is 0, expected a np.random.Generator: .*default_rng\(seed\)"),
+        ({"arrays": "data"}, TypeError, "arrays is of type str, expected numpy.ndarray or a tuple"),
+        (
+            {"arrays": [1.0, 2.0]},
+            TypeError,
+            r"arrays\[0\] is of type float, expected numpy.ndarray$",
+        ),
         (
             {"arrays": {"x": np.zeros(3), "y": [0, 1, 2]}},
             TypeError,
-            r"arrays\['y'\] must be an ndarray, got list",
+            r"arrays\['y'\] is of type list, expected numpy.ndarray: use numpy.asarray",
         ),
         (
             {"arrays": (np.zeros((10, 2)), np.zeros(9))},
             ValueError,
             r"same number of samples, got {'arrays\[0\]': 10, 'arrays\[1\]': 9}",
         ),
-        ({"arrays": np.float64(3) * np.ones(())}, TypeError, "got float64"),
+        ({"arrays": np.float64(3) * np.ones(())}, TypeError, "is of type float64"),
+        ({"arrays": {"x": np.zeros(3)}.values()}, TypeError, r"type dict_values, .*use list\("),
+        ({"arrays": (x for x in [np.zeros(3)])}, TypeError, r"type generator, .*use list\("),
+        ({"arrays": Split(np.zeros(3))}, TypeError, r"type Split, .*use vars\("),
+        ({"arrays": (np.zeros(3), Tensor())}, TypeError, r"arrays\[1\] .* Tensor, .*\.detach\("),
         ({"arrays": np.array(3.0)}, ValueError, r"arrays must have an axis of samples"),
         ({"arrays": np.zeros((0, 3))}, ValueError, "must have at least one sample, got none"),
         ({"arrays": ()}, ValueError, "must have at least one sample, got none"),

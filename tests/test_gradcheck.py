@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -484,6 +484,20 @@ def test_underflow_is_no_error() -> None:
     with np.errstate(all="raise"):
         assert check_gradient(fn, x).passed
         assert not check_gradient(wrong, x).passed
+
+
+class Weights(NamedTuple):
+    W: Any
+    b: Any
+
+
+def test_fn_is_given_the_namedtuple() -> None:
+    def fn(p: Weights) -> Any:
+        assert type(p) is Weights
+        assert type(p.b) is np.ndarray
+        return np.sum(p.W**2) + p.b, Weights(2 * p.W, np.array(1.0))
+
+    assert check_gradient(fn, Weights(np.ones(3), np.array(2.0))).passed
 
 
 X = np.zeros(2)

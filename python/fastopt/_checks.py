@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -72,6 +72,25 @@ def integer(where: str, value: Any, low: int | None = None, high: int | None = N
     if low is not None:
         expected += f" >= {low}" if high is None else f" from {low} to {high}"
     raise error(f"{where} is {shown(value)}, expected {expected}")
+
+
+def axes(where: str, value: Any, ndim: int) -> tuple[int, ...]:
+    """Return one axis or several of an array of ndim axes, counted from its first."""
+    values = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    result = tuple(integer(where, axis, -ndim, ndim - 1) % ndim for axis in values)
+    if len(set(result)) < len(result):
+        raise ValueError(f"{where} is {shown(value)}, expected every axis once")
+    return result
+
+
+def generator(where: str, value: Any) -> np.random.Generator:
+    """Return a source of random numbers."""
+    if isinstance(value, np.random.Generator):
+        return value
+    raise TypeError(
+        f"{where} is {shown(value)}, expected a np.random.Generator: "
+        "np.random.default_rng(seed) makes one"
+    )
 
 
 def switch(where: str, value: Any) -> bool:

@@ -60,15 +60,7 @@ def _as_array(node: object, where: str) -> Array:
         node.flags.writeable = False
     kind = type(node).__name__
     if not isinstance(node, np.ndarray):
-        if hasattr(node, "detach"):
-            hint = ": use tensor.detach().numpy()"
-        elif is_dataclass(node):
-            hint = " or a container of them: use vars(...), the dict of its fields"
-        elif isinstance(node, Iterable) and not isinstance(node, str | bytes | bytearray):
-            hint = " or a container of them: use list(...)"
-        else:
-            hint = ""
-        raise TypeError(f"{where} is of type {kind}, expected numpy.ndarray{hint}")
+        raise TypeError(f"{where} is of type {kind}, expected numpy.ndarray{instead_of(node)}")
     for arithmetic in ("__add__", "__array_ufunc__"):
         if getattr(type(node), arithmetic) is not getattr(np.ndarray, arithmetic):
             raise TypeError(
@@ -78,6 +70,19 @@ def _as_array(node: object, where: str) -> Array:
     if not np.issubdtype(node.dtype, np.floating):
         raise TypeError(f"{where} is {node.dtype}, expected a floating dtype")
     return node
+
+
+def instead_of(node: object) -> str:
+    """Return what to do about a node that is no array or container, for the end of a message."""
+    if hasattr(node, "detach"):
+        return ": use tensor.detach().numpy()"
+    if is_dataclass(node):
+        return " or a container of them: use vars(...), the dict of its fields"
+    if isinstance(node, list | tuple):
+        return ": use numpy.asarray(...)"
+    if isinstance(node, Iterable) and not isinstance(node, str | bytes | bytearray | Mapping):
+        return " or a container of them: use list(...)"
+    return ""
 
 
 def flatten(tree: Tree, what: str = "params") -> Vector:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.array_utils import normalize_axis_tuple
+
+from fastopt import _checks
+from fastopt._tree import instead_of, rebuild
 
 __all__ = ["minibatches", "standardize"]
 
@@ -52,10 +53,11 @@ def standardize(
     Raises
     ------
     TypeError
-        x is not real.
+        x, mean or std is not real, or a masked array.
     ValueError
-        axis is not an axis of x or has no samples; only one of mean and std is given, it does not
-        broadcast to x, or a std is not positive (that of a constant feature must be 1).
+        A value is missing (nan) or infinite: the message names the features. axis is not an axis
+        of x or has no samples; only one of mean and std is given, it does not broadcast to x, or a
+        std is not positive (that of a constant feature must be 1).
 
     References
     ----------
@@ -71,38 +73,25 @@ def standardize(
     >>> standardize([[5.0, 8.0]], mean=mean, std=std)[0]
     array([[3., 1.]])
     """
-    x = np.asarray(x)
-    if x.dtype.kind not in "fiub":
-        raise TypeError(f"standardize: x must be real numbers, got dtype {x.dtype}")
+    x = _real("x", x)
     dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
     wide = np.result_type(dtype, np.float64)
-    if mean is None and std is None:
-        axes = normalize_axis_tuple(axis, x.ndim, "axis")
-        if 0 in (x.shape[a] for a in axes):
-            raise ValueError(f"standardize: x has no samples along axis {axis}, shape {x.shape}")
-        # Relative to the first sample: exact for a constant, and a large mean costs no digits.
-        first = x[tuple(slice(1 if a in axes else None) for a in range(x.ndim))].astype(wide)
-        count, shift, square = (np.zeros(first.shape, wide) for _ in range(3))
-        for block in _blocks(x):
-            part = ... if 0 in axes else block
-            deviation = x[block] - first[part]
-            n = math.prod(deviation.shape[a] for a in axes)
-            center = deviation.mean(axes, keepdims=True)
-            deviation -= center
-            # Two sets of samples, seen and new, make one: Chan, Golub, LeVeque, 1979.
-            count[part] += n
-            step = (center - shift[part]) * (n / count[part])
-            deviation *= deviation
-            square[part] += deviation.sum(axes, keepdims=True)
-            square[part] += step * (center - shift[part]) * (count[part] - n)
-            shift[part] += step
-        mean, std = np.asarray(first + shift), np.asarray(np.sqrt(square / count))
-        std[std <= np.finfo(dtype).eps * np.abs(mean)] = 1
-    elif mean is None or std is None:
+    if (mean is None) != (std is None):
         given, missing = ("mean", "std") if std is None else ("std", "mean")
         raise ValueError(f"standardize: got {given} without {missing}; give both or neither")
+    if x.ndim == 0 and mean is None:
+        raise ValueError("standardize: x must have an axis of samples, got shape ()")
+    axes = _checks.axes("standardize: axis", axis, x.ndim) if x.ndim else ()
+    _check_finite("x", x, axes)
+    if mean is None or std is None:
+        if 0 in (x.shape[a] for a in axes):
+            raise ValueError(f"standardize: x has no samples along axis {axis}, shape {x.shape}")
+        with np.errstate(all="ignore"):
+            mean, std = _statistics(x, axes, wide)
+        _check_finite("the standard deviation of x", std, axes)
+        std[std <= np.finfo(dtype).eps * np.abs(mean)] = 1
     else:
-        mean, std = np.asarray(mean, wide), np.asarray(std, wide)
+        mean, std = _real("mean", mean).astype(wide), _real("std", std).astype(wide)
         for name, value in (("mean", mean), ("std", std)):
             try:
                 np.broadcast_to(value, x.shape)
@@ -111,15 +100,65 @@ def standardize(
                     f"standardize: {name} must broadcast to the shape of x, {x.shape}, "
                     f"got shape {value.shape}"
                 ) from None
+            _check_finite(name, value.reshape((1,) * (x.ndim - value.ndim) + value.shape), axes)
         if not np.all(std > 0):
             raise ValueError(f"standardize: std must be > 0 (1 for a constant), got {std.min()}")
     z = np.empty_like(x, dtype, subok=False)
     means, stds = np.broadcast_to(mean, x.shape), np.broadcast_to(std, x.shape)
-    for block in _blocks(x):
-        deviation = x[block] - means[block]
-        deviation /= stds[block]
-        z[block] = deviation
+    with np.errstate(under="ignore"):
+        for block in _blocks(x):
+            deviation = x[block] - means[block]
+            deviation /= stds[block]
+            z[block] = deviation
     return z, mean, std
+
+
+def _real(name: str, value: Any) -> Array:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors that need gradients
+        array = np.empty((), object)
+    if array.dtype.kind not in "fiub" or isinstance(value, np.ma.MaskedArray):
+        kind = type(value).__name__ if array.dtype.kind == "O" else f"dtype {array.dtype}"
+        if isinstance(value, np.ma.MaskedArray):
+            kind = "a masked array: drop or fill its masked values"
+        raise TypeError(f"standardize: {name} must be real numbers, got {kind}")
+    return array
+
+
+def _check_finite(name: str, value: Array, axes: tuple[int, ...]) -> None:
+    """Raise an error that names the features where a value is nan or infinite."""
+    shape = [1 if a in axes else n for a, n in enumerate(value.shape)]
+    count = np.zeros(shape, np.intp)
+    for block in _blocks(value):
+        part = ... if 0 in axes else block
+        count[part] += np.count_nonzero(~np.isfinite(value[block]), axes, keepdims=True)
+    if not count.any():
+        return
+    places = np.argwhere(count.squeeze(axes)).tolist()
+    features = [place[0] if len(place) == 1 else tuple(place) for place in places]
+    where = f" in the features {_checks.shown(features)}" if count.ndim > len(axes) else ""
+    raise ValueError(f"standardize: {name} is nan or infinite {count.sum()} times{where}")
+
+
+def _statistics(x: Array, axes: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
+    # Relative to the first sample: exact for a constant, and a large mean costs no digits.
+    first = x[tuple(slice(1 if a in axes else None) for a in range(x.ndim))].astype(dtype)
+    count, shift, square = (np.zeros(first.shape, dtype) for _ in range(3))
+    for block in _blocks(x):
+        part = ... if 0 in axes else block
+        deviation = x[block] - first[part]
+        n = math.prod(deviation.shape[a] for a in axes)
+        center = deviation.mean(axes, keepdims=True)
+        deviation -= center
+        # Two sets of samples, seen and new, make one: Chan, Golub, LeVeque, 1979.
+        count[part] += n
+        step = (center - shift[part]) * (n / count[part])
+        deviation *= deviation
+        square[part] += deviation.sum(axes, keepdims=True)
+        square[part] += step * (center - shift[part]) * (count[part] - n)
+        shift[part] += step
+    return np.asarray(first + shift), np.asarray(np.sqrt(square / count))
 
 
 def _blocks(x: Array) -> list[Any]:
@@ -130,39 +169,31 @@ def _blocks(x: Array) -> list[Any]:
     return [slice(i, i + rows) for i in range(0, len(x), rows)]
 
 
-def _count_samples(arrays: Any) -> int:
-    if isinstance(arrays, np.ndarray):
-        named = {"arrays": arrays}
-    elif isinstance(arrays, Mapping):
+def _by_name(arrays: Any) -> dict[str, Array]:
+    """Return the arrays by the name that an error gives them; all have as many samples."""
+    if isinstance(arrays, Mapping):
         named = {f"arrays[{key!r}]": array for key, array in arrays.items()}
     elif isinstance(arrays, (tuple, list)):
         named = {f"arrays[{i}]": array for i, array in enumerate(arrays)}
     else:
-        raise TypeError(
-            "minibatches: arrays must be an ndarray or a tuple, list or dict of ndarrays, "
-            f"got {type(arrays).__name__}"
-        )
+        named = {"arrays": arrays}
     for name, array in named.items():
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"minibatches: {name} must be an ndarray, got {type(array).__name__}")
+            hint = instead_of(array)
+            if name == "arrays" and not hint:
+                hint = " or a tuple, list or dict of them"
+            raise TypeError(
+                f"minibatches: {name} is of type {type(array).__name__}, "
+                f"expected numpy.ndarray{hint}"
+            )
         if array.ndim == 0:
             raise ValueError(f"minibatches: {name} must have an axis of samples, got shape ()")
     lengths = {name: len(array) for name, array in named.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"minibatches: arrays must have the same number of samples, got {lengths}")
-    samples = next(iter(lengths.values()), 0)
-    if samples == 0:
+    if not any(lengths.values()):
         raise ValueError("minibatches: arrays must have at least one sample, got none")
-    return samples
-
-
-def _take(arrays: Any, samples: npt.NDArray[np.intp]) -> Any:
-    if isinstance(arrays, np.ndarray):
-        return arrays[samples]
-    if isinstance(arrays, Mapping):
-        return {key: array[samples] for key, array in arrays.items()}
-    batch = [array[samples] for array in arrays]
-    return batch if isinstance(arrays, list) else tuple(batch)
+    return named
 
 
 class minibatches(Generic[Arrays]):
@@ -170,7 +201,7 @@ class minibatches(Generic[Arrays]):
 
     Parameters
     ----------
-    arrays : ndarray, or tuple, list or dict of ndarrays
+    arrays : ndarray, or tuple, named tuple, list or dict of ndarrays
         The data, samples along the first axis, whose length is the same in all. Memory-mapped
         arrays stay on disk: only the samples of a batch are read.
     batch_size : int
@@ -182,7 +213,7 @@ class minibatches(Generic[Arrays]):
 
     Yields
     ------
-    ndarray, or tuple, list or dict of ndarrays
+    ndarray, or tuple, named tuple, list or dict of ndarrays
         The batch, of the structure of arrays: a copy of its samples. The data set itself is never
         copied, nor changed.
 
@@ -217,21 +248,12 @@ class minibatches(Generic[Arrays]):
         rng: np.random.Generator,
         drop_last: bool = False,
     ) -> None:
-        self._samples = _count_samples(arrays)
-        self._arrays = arrays
-        try:
-            self._batch_size = operator.index(batch_size)
-        except TypeError:
-            raise TypeError(f"minibatches: batch_size must be an int, got {batch_size!r}") from None
-        if self._batch_size < 1:
-            raise ValueError(f"minibatches: batch_size must be >= 1, got {batch_size}")
-        if not isinstance(rng, np.random.Generator):
-            raise TypeError(
-                f"minibatches: rng must be a np.random.Generator, got {rng!r}; "
-                "np.random.default_rng(seed) makes one"
-            )
-        self._rng = rng
-        self._drop_last = drop_last
+        self._columns = list(_by_name(arrays).values())
+        self._arrays = rebuild(arrays, self._columns)
+        self._samples = len(self._columns[0])
+        self._batch_size = _checks.integer("minibatches: batch_size", batch_size, 1)
+        self._rng = _checks.generator("minibatches: rng", rng)
+        self._drop_last = _checks.switch("minibatches: drop_last", drop_last)
         if len(self) == 0:
             raise ValueError(
                 f"minibatches: drop_last=True leaves no batch: batch_size={batch_size}, "
@@ -246,4 +268,5 @@ class minibatches(Generic[Arrays]):
     def __iter__(self) -> Iterator[Arrays]:
         order = self._rng.permutation(self._samples)
         for i in range(len(self)):
-            yield _take(self._arrays, order[i * self._batch_size : (i + 1) * self._batch_size])
+            samples = order[i * self._batch_size : (i + 1) * self._batch_size]
+            yield rebuild(self._arrays, (column[samples] for column in self._columns))
