@@ -60,7 +60,7 @@ REPRS = {
         exponential_decay(0.1, 0.9), 5
     ),
     "ReduceOnPlateau(lr=0.1, mode='min', factor=0.1, patience=10, threshold=0.0001, "
-    "threshold_mode='rel', cooldown=0, lr_min=0.0)": ReduceOnPlateau(0.1),
+    "threshold_mode='rel', cooldown=0, lr_min=0.0, eps=1e-08)": ReduceOnPlateau(0.1),
 }
 SCHEDULES = [pytest.param(s, id=type(s).__name__) for s in REPRS.values()]
 FROZEN = [p for p in SCHEDULES if not isinstance(p.values[0], ReduceOnPlateau)]
@@ -110,7 +110,7 @@ def test_rates_are_finite_floats_and_t_may_be_a_float(schedule: Schedule) -> Non
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("t", [-1, -0.5, math.nan])
 def test_a_step_before_the_first_is_an_error(schedule: Schedule, t: float) -> None:
-    with pytest.raises(ValueError, match=rf"{type(schedule).__name__}: t must be >= 0, got {t}"):
+    with pytest.raises(ValueError, match=rf"{type(schedule).__name__}: t is {t}, .* >= 0"):
         schedule(t)
 
 
@@ -343,6 +343,48 @@ def test_an_improvement_must_exceed_the_threshold(
         assert feed(schedule, [best, metric]) == [0.8, lr]
 
 
+def test_a_reduction_within_eps_is_left_out() -> None:
+    schedule = ReduceOnPlateau(0.8, factor=0.5, patience=0, cooldown=1, eps=0.25)
+    # By 0.4, then by 0.2; each one starts a cooldown of an update.
+    assert feed(schedule, [1, 1, 1, 1, 1, 1]) == [0.8, 0.4, 0.4, 0.4, 0.4, 0.4]
+    assert (schedule.num_bad_epochs, schedule.cooldown_counter) == (0, 1)
+    assert feed(ReduceOnPlateau(0.5, factor=0.5, patience=0, eps=0.25), [1, 1]) == [0.5, 0.5]
+    assert ReduceOnPlateau(0.1).eps == 1e-8
+    # torch's rates: 2e-8 -> 2e-9 is by 1.8e-8, and the next one by less than 1e-8.
+    assert feed(ReduceOnPlateau(2e-8, patience=0), [1, 1, 1]) == pytest.approx([2e-8, 2e-9, 2e-9])
+
+
+PLATEAUS: list[dict[str, Any]] = [
+    {},
+    {"mode": "max", "patience": 2},
+    {"factor": 0.5, "patience": 0, "cooldown": 2, "eps": 0.03},
+    {"threshold": 0.1, "threshold_mode": "abs", "patience": 1, "factor": 0.7},
+    {"threshold": 0.2, "patience": 1, "factor": 0.9, "lr_min": 0.03, "eps": 0.0},
+]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("options", PLATEAUS)
+def test_plateaus_are_those_of_torch(options: dict[str, Any]) -> None:
+    import torch
+
+    metrics = np.abs(np.random.default_rng(0).standard_normal(200)) + np.geomspace(3, 0.1, 200)
+    schedule = ReduceOnPlateau(0.2, **options)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.2)
+    theirs = {name.replace("lr_min", "min_lr"): value for name, value in options.items()}
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **theirs)
+    rates = set()
+    for metric in metrics:
+        schedule.update(metric)
+        plateau.step(metric)
+        rates.add(schedule(0))
+        assert schedule(0) == optimizer.param_groups[0]["lr"]
+        assert schedule.best == plateau.best
+        assert schedule.num_bad_epochs == plateau.num_bad_epochs
+        assert schedule.cooldown_counter == plateau.cooldown_counter
+    assert len(rates) > 1
+
+
 def test_nan_is_never_the_best() -> None:
     schedule = ReduceOnPlateau(0.8, factor=0.5, patience=1)
     assert feed(schedule, [math.nan, 3.0, math.nan, math.nan, 2.0]) == [0.8, 0.8, 0.8, 0.4, 0.4]
@@ -375,12 +417,15 @@ def test_plateau_state_saves_and_loads(through: Any, tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"last_epoch": 3}, ValueError, r"keys \['best', .*\], got \[.*'last_epoch'"),
-        ({"lr": None}, ValueError, r"keys .* got \['best', 'cooldown_counter', 'num_bad"),
-        ({"lr": math.inf}, ValueError, r"load_state_dict: lr must be in \[0, inf\), got inf"),
-        ({"best": math.nan}, ValueError, "best must be a number, got nan"),
-        ({"num_bad_epochs": -1}, ValueError, "num_bad_epochs must be >= 0, got -1"),
-        ({"cooldown_counter": 0.5}, TypeError, "cooldown_counter must be an int, got 0.5"),
+        ({"last_epoch": 3}, ValueError, r"keys \[.*'last_epoch'.*expected \['best'"),
+        ({"lr": None}, ValueError, r"the keys \['best', 'cooldown_counter', 'num_bad"),
+        ({"lr": np.zeros(2)}, TypeError, r"load_state_dict: lr is array\("),
+        ({"lr": "0.1"}, TypeError, "load_state_dict: lr is '0.1'"),
+        ({3: 1}, ValueError, r"has the keys .*3\]"),
+        ({"lr": math.inf}, ValueError, "load_state_dict: lr is inf, expected a finite number >= 0"),
+        ({"best": math.nan}, ValueError, "best is nan, expected a number"),
+        ({"num_bad_epochs": -1}, ValueError, "num_bad_epochs is -1, expected an integer >= 0"),
+        ({"cooldown_counter": 0.5}, TypeError, r"cooldown_counter is 0\.5, expected an integer"),
     ],
 )
 def test_a_bad_state_changes_nothing(
@@ -395,9 +440,17 @@ def test_a_bad_state_changes_nothing(
     assert schedule == before
 
 
+@pytest.mark.parametrize("state", [None, 5, ["lr"], "lr"])
+def test_a_state_that_is_no_mapping_is_an_error(state: Any) -> None:
+    with pytest.raises(TypeError, match=r"load_state_dict: state_dict is .*expected a mapping"):
+        ReduceOnPlateau(0.8).load_state_dict(state)
+
+
 def test_a_bad_metric_changes_nothing() -> None:
     schedule = ReduceOnPlateau(0.8)
-    with pytest.raises(TypeError, match=r"update: metric must be a real number, got '3'"):
+    with pytest.raises(ValueError, match=r"update: metric is 1000.*, expected a number"):
+        schedule.update(10**400)
+    with pytest.raises(TypeError, match="update: metric is '3', expected a number"):
         schedule.update("3")  # type: ignore[arg-type]
     assert schedule == ReduceOnPlateau(0.8)
 
@@ -408,126 +461,194 @@ def test_a_bad_metric_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda s: s.constant(-0.1), ValueError, r"constant: lr must be in \[0, inf\), got -0.1"),
-        (lambda s: s.constant(math.nan), ValueError, r"lr must be in \[0, inf\), got nan"),
-        (lambda s: s.constant(math.inf), ValueError, r"lr must be in \[0, inf\), got inf"),
-        (lambda s: s.constant("0.1"), TypeError, "constant: lr must be a real number, got '0.1'"),
-        (lambda s: s.constant(1j), TypeError, "lr must be a real number, got 1j"),
-        (lambda s: s.constant(None), TypeError, "lr must be a real number, got None"),
-        (lambda s: s.inverse_time_decay(0.1, -1), ValueError, "decay: decay_rate must .* got -1"),
+        (
+            lambda s: s.constant(-0.1),
+            ValueError,
+            r"constant: lr is -0\.1, expected a finite number >= 0",
+        ),
+        (lambda s: s.constant(math.nan), ValueError, "lr is nan, expected a finite number"),
+        (lambda s: s.constant(math.inf), ValueError, "lr is inf, expected a finite number"),
+        (
+            lambda s: s.constant("0.1"),
+            TypeError,
+            r"constant: lr is '0\.1', expected a finite number",
+        ),
+        (lambda s: s.constant(10**400), ValueError, "lr is 1000.*, expected a finite number"),
+        (lambda s: s.constant(np.array(0.1)), TypeError, r"lr is array\(0\.1\)"),
+        (lambda s: s.constant(True), TypeError, "lr is True"),
+        (lambda s: s.linear(0.1, 0.0, 10**400), ValueError, "steps is 1000.*, expected a finite"),
+        (lambda s: s.cosine_annealing(0.1, True), TypeError, "steps is True"),
+        (lambda s: s.constant(0.1)(None), TypeError, "constant: t is None, expected a finite"),
+        (lambda s: s.linear(0.1, 0, 9)(10**400), ValueError, "linear: t is 1000.*, expected a"),
+        (lambda s: s.linear(0.1, 0, 9)(np.zeros(3)), TypeError, "linear: t is array"),
+        (lambda s: s.linear(0.1, 0, 9)(math.inf), ValueError, "linear: t is inf"),
+        (lambda s: s.constant(1j), TypeError, "lr is 1j, expected a finite number"),
+        (lambda s: s.constant(None), TypeError, "lr is None, expected a finite number"),
+        (lambda s: s.inverse_time_decay(0.1, -1), ValueError, "decay: decay_rate is -1"),
         (
             lambda s: s.inverse_sqrt_decay(0.1, k=-1),
             ValueError,
-            "inverse_sqrt_decay: k must .* got -1",
+            "inverse_sqrt_decay: k is -1",
         ),
-        (lambda s: s.exponential_decay(0.1, -0.9), ValueError, "decay: gamma must .* got -0.9"),
+        (lambda s: s.exponential_decay(0.1, -0.9), ValueError, r"decay: gamma is -0\.9"),
         (
             lambda s: s.step_decay(0.1, 0, 0.5),
             ValueError,
-            "step_decay: step_size must be >= 1, got 0",
+            "step_decay: step_size is 0, expected an integer >= 1",
         ),
-        (lambda s: s.step_decay(0.1, 3.0, 0.5), TypeError, "step_size must be an int, got 3.0"),
+        (
+            lambda s: s.step_decay(0.1, 3.0, 0.5),
+            TypeError,
+            r"step_size is 3\.0, expected an integer",
+        ),
         (
             lambda s: s.piecewise_constant([10, 10], [1, 2, 3]),
             ValueError,
-            r"piecewise_constant: boundaries must increase, got \(10, 10\)",
+            r"piecewise_constant: boundaries is \(10, 10\), expected increasing steps",
         ),
         (
             lambda s: s.piecewise_constant([10, 20], [1, 2]),
             ValueError,
-            r"piecewise_constant: boundaries \(10, 20\) separate 3 pieces, got 2",
+            "piecewise_constant: values has 2 items, expected 3",
         ),
         (
             lambda s: s.piecewise_constant([0, 20], [1, 2, 3]),
             ValueError,
-            r"boundaries\[0\] must be >= 1, got 0",
+            r"boundaries\[0\] is 0, expected an integer >= 1",
         ),
         (
             lambda s: s.piecewise_constant([10], [1, -2]),
             ValueError,
-            r"values\[1\] must be in \[0, inf\), got -2",
+            r"values\[1\] is -2, expected a finite number >= 0",
         ),
         (
             lambda s: s.piecewise_constant(10, [1, 2]),
             TypeError,
-            "boundaries must be a seq.* got 10",
+            "boundaries is 10, expected a sequence",
         ),
-        (lambda s: s.linear(0.1, -0.1, 10), ValueError, "linear: end must .* got -0.1"),
-        (lambda s: s.linear(-0.1, 0.1, 10), ValueError, "linear: start must .* got -0.1"),
-        (lambda s: s.linear(0.1, 0.0, 0), ValueError, "linear: steps must be >= 1, got 0"),
+        (lambda s: s.linear(0.1, -0.1, 10), ValueError, r"linear: end is -0\.1"),
+        (lambda s: s.linear(-0.1, 0.1, 10), ValueError, r"linear: start is -0\.1"),
+        (
+            lambda s: s.linear(0.1, 0.0, 0),
+            ValueError,
+            "linear: steps is 0, expected an integer >= 1",
+        ),
         (
             lambda s: s.polynomial(0.1, 0.0, 10, 0),
             ValueError,
-            "polynomial: power must be > 0, got 0",
+            "polynomial: power is 0, expected a finite number > 0",
         ),
-        (lambda s: s.polynomial(0.1, 0.0, 10, -1), ValueError, "polynomial: power must .* got -1"),
-        (lambda s: s.cosine_annealing(0.1, 1e3), TypeError, "steps must be an int, got 1000.0"),
+        (lambda s: s.polynomial(0.1, 0.0, 10, -1), ValueError, "polynomial: power is -1"),
+        (
+            lambda s: s.cosine_annealing(0.1, 1e3),
+            TypeError,
+            r"steps is 1000\.0, expected an integer",
+        ),
         (
             lambda s: s.cosine_annealing(0.0, 100, 0.1),
             ValueError,
-            "cosine_annealing: lr_min must be <= lr=0.0, got 0.1",
+            r"cosine_annealing: lr_min is 0\.1, expected a number in \[0, 0\]",
         ),
-        (lambda s: s.cosine_restarts(0.1, 10, 0), ValueError, "mult must be >= 1, got 0"),
-        (lambda s: s.cosine_restarts(0.1, 10, 1.5), TypeError, "mult must be an int, got 1.5"),
+        (
+            lambda s: s.cosine_restarts(0.1, 10, 0),
+            ValueError,
+            "mult is 0, expected an integer >= 1",
+        ),
+        (
+            lambda s: s.cosine_restarts(0.1, 10, 1.5),
+            TypeError,
+            r"mult is 1\.5, expected an integer",
+        ),
         (
             lambda s: s.cosine_restarts(0.1, 10, lr_min=1),
             ValueError,
-            "restarts: lr_min must .* got 1",
+            r"restarts: lr_min is 1\.0, expected a number in \[0, 0\.1\]",
         ),
-        (lambda s: s.one_cycle(0.1, 3), ValueError, "pct_start must be .* steps=3, got 0.3"),
-        (lambda s: s.one_cycle(0.1, 100, pct_start=0.01), ValueError, "pct_start must .* got 0.01"),
-        (lambda s: s.one_cycle(0.1, 100, pct_start=1), ValueError, "pct_start must .* got 1.0"),
-        (lambda s: s.one_cycle(0.1, 100, div_factor=0.5), ValueError, r"in \[1, inf\), got 0.5"),
+        (lambda s: s.one_cycle(0.1, 3), ValueError, r"pct_start is 0\.3, .* steps=3"),
+        (lambda s: s.one_cycle(0.1, 100, pct_start=0.01), ValueError, r"pct_start is 0\.01"),
+        (lambda s: s.one_cycle(0.1, 100, pct_start=1), ValueError, r"pct_start is 1\.0"),
+        (
+            lambda s: s.one_cycle(0.1, 100, div_factor=0.5),
+            ValueError,
+            r"is 0\.5, expected a finite number >= 1",
+        ),
         (
             lambda s: s.one_cycle(0.1, 100, final_div_factor=0),
             ValueError,
-            "final_div_factor .* got 0",
+            "final_div_factor is 0",
         ),
         (
             lambda s: s.warmup(0.1, 10),
             TypeError,
-            r"schedule must be callable, .* got 0.1 \(constant",
+            r"schedule is 0\.1, expected a function .* \(constant",
         ),
-        (lambda s: s.warmup(constant(1), -1), ValueError, "warmup: steps must be >= 0, got -1"),
-        (lambda s: s.warmup(constant(1), 9, -1), ValueError, "warmup: start_factor must .* got -1"),
+        (
+            lambda s: s.warmup(constant(1), -1),
+            ValueError,
+            "warmup: steps is -1, expected an integer >= 0",
+        ),
+        (lambda s: s.warmup(constant(1), 9, -1), ValueError, "warmup: start_factor is -1"),
         (
             lambda s: s.join([constant(1), 0.1], [5]),
             TypeError,
-            r"join: schedules\[1\] must .* got 0.1",
+            r"join: schedules\[1\] is 0\.1",
         ),
-        (lambda s: s.join([constant(1)], [5]), ValueError, r"\(5,\) separate 2 pieces, got 1"),
-        (lambda s: s.join([], []), ValueError, r"join: boundaries \(\) separate 1 pieces, got 0"),
-        (lambda s: s.join([constant(1)] * 3, [5, 4]), ValueError, r"must increase, got \(5, 4\)"),
-        (lambda s: s.per_epoch(None, 5), TypeError, "per_epoch: schedule must .* got None"),
-        (lambda s: s.per_epoch(constant(1), 0), ValueError, "steps_per_epoch must be >= 1, got 0"),
+        (
+            lambda s: s.join([constant(1)], [5]),
+            ValueError,
+            "join: schedules has 1 items, expected 2",
+        ),
+        (lambda s: s.join([], []), ValueError, "join: schedules has 0 items, expected 1"),
+        (
+            lambda s: s.join([constant(1)] * 3, [5, 4]),
+            ValueError,
+            r"is \(5, 4\), expected increasing steps",
+        ),
+        (lambda s: s.per_epoch(None, 5), TypeError, "per_epoch: schedule is None"),
+        (
+            lambda s: s.per_epoch(constant(1), 0),
+            ValueError,
+            "steps_per_epoch is 0, expected an integer >= 1",
+        ),
         (
             lambda s: s.ReduceOnPlateau(0.1, mode="up"),
             ValueError,
-            "mode must be one of .* got 'up'",
+            "mode is 'up', expected 'min' or 'max'",
         ),
-        (lambda s: s.ReduceOnPlateau(0.1, threshold_mode=1), ValueError, "threshold_mode .* got 1"),
-        (lambda s: s.ReduceOnPlateau(0.1, factor=1.0), ValueError, r"factor .* \[0, 1\), got 1.0"),
+        (lambda s: s.ReduceOnPlateau(0.1, threshold_mode=1), TypeError, "threshold_mode is 1"),
+        (
+            lambda s: s.ReduceOnPlateau(0.1, factor=1.0),
+            ValueError,
+            r"factor is 1\.0, expected a number in \[0, 1\)",
+        ),
         (
             lambda s: s.ReduceOnPlateau(0.1, patience=-1),
             ValueError,
-            "patience must be >= 0, got -1",
+            "patience is -1, expected an integer >= 0",
         ),
         (
             lambda s: s.ReduceOnPlateau(0.1, cooldown=-1),
             ValueError,
-            "cooldown must be >= 0, got -1",
+            "cooldown is -1, expected an integer >= 0",
         ),
         (
             lambda s: s.ReduceOnPlateau(0.1, threshold=1.0),
             ValueError,
-            r"threshold .* \[0, 1\), got 1",
+            r"relative threshold is 1\.0, expected a number in \[0, 1\)",
         ),
         (
             lambda s: s.ReduceOnPlateau(0.1, lr_min=0.2),
             ValueError,
-            "lr_min must be <= lr=0.1, got 0.2",
+            r"lr_min is 0\.2, expected a number in \[0, 0\.1\]",
         ),
-        (lambda s: s.plot(constant(0.1), 0), ValueError, "plot: steps must be >= 1, got 0"),
+        (lambda s: s.ReduceOnPlateau(0.1, eps=-1), ValueError, "eps is -1"),
+        (lambda s: s.plot(0.1, 10), TypeError, r"plot: schedule is 0\.1, .*\(constant"),
+        (lambda s: s.plot(constant(0.1), 10, "ax"), TypeError, "plot: ax is 'ax', expected a mat"),
+        (
+            lambda s: s.plot(constant(0.1), 0),
+            ValueError,
+            "plot: steps is 0, expected an integer >= 1",
+        ),
     ],
 )
 def test_bad_arguments_are_named(

@@ -15,7 +15,6 @@ last step a schedule stays at its final value.
 from __future__ import annotations
 
 import math
-import operator
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,10 @@ from dataclasses import KW_ONLY, dataclass, field, fields
 from itertools import pairwise
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+import numpy as np
+
+from fastopt import _checks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,35 +54,29 @@ __all__ = [
 Schedule: TypeAlias = Callable[[Any], float]
 
 
-def _real(name: str, value: Any, least: float = 0.0, below: float = math.inf) -> float:
-    if not isinstance(value, Real):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    if not least <= float(value) < below:  # false for nan too
-        raise ValueError(f"{name} must be in [{least:g}, {below:g}), got {value!r}")
-    return float(value)
+def _real(name: str, value: Any, low: float = 0.0, **limits: Any) -> float:
+    return _checks.number(name, value, low, **limits)
 
 
-def _integer(name: str, value: Any, least: int = 1) -> int:
-    try:
-        integer = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if integer < least:
-        raise ValueError(f"{name} must be >= {least}, got {integer}")
+def _integer(name: str, value: Any, low: int = 1) -> int:
+    integer = _checks.integer(name, value, low)
+    _checks.number(name, integer)  # steps are divided by it, as floats
     return integer
 
 
 def _callable(name: str, value: Any) -> Schedule:
     if not callable(value):
-        hint = "constant(lr) makes a number a schedule"
-        raise TypeError(f"{name} must be callable, t -> lr, got {value!r} ({hint})")
+        raise TypeError(
+            f"{name} is {_checks.shown(value)}, expected a function t -> lr "
+            "(constant(lr) makes a number a schedule)"
+        )
     return cast(Schedule, value)
 
 
 def _each(check: Callable[[str, Any], object]) -> Callable[[str, Any], tuple[Any, ...]]:
     def check_all(name: str, values: Any) -> tuple[Any, ...]:
         if not isinstance(values, Iterable):
-            raise TypeError(f"{name} must be a sequence, got {values!r}")
+            raise TypeError(f"{name} is {_checks.shown(values)}, expected a sequence")
         return tuple(check(f"{name}[{i}]", value) for i, value in enumerate(values))
 
     return check_all
@@ -88,7 +85,7 @@ def _each(check: Callable[[str, Any], object]) -> Callable[[str, Any], tuple[Any
 def _boundaries(name: str, values: Any) -> tuple[int, ...]:
     boundaries = _each(_integer)(name, values)
     if any(b <= a for a, b in pairwise(boundaries)):
-        raise ValueError(f"{name} must increase, got {boundaries}")
+        raise ValueError(f"{name} is {_checks.shown(boundaries)}, expected increasing steps")
     return boundaries
 
 
@@ -114,27 +111,25 @@ class _Schedule(ABC):
                 object.__setattr__(self, f.name, value)  # most are frozen
 
     def __call__(self, t: float) -> float:
-        if not t >= 0:
-            raise ValueError(f"{type(self).__name__}: t must be >= 0, got {t!r}")
+        if not (isinstance(t, int) and 0 <= t < 2**63):  # quickly, once a step
+            t = _checks.number(f"{type(self).__name__}: t", t, 0.0)
         return float(self._at(t))
 
     @abstractmethod
     def _at(self, t: float) -> float: ...
 
 
-def _check_pieces(schedule: piecewise_constant | join, n_pieces: int) -> None:
-    boundaries = schedule.boundaries
-    if n_pieces != len(boundaries) + 1:
+def _check_pieces(schedule: piecewise_constant | join, name: str) -> None:
+    pieces, expected = len(getattr(schedule, name)), len(schedule.boundaries) + 1
+    if pieces != expected:
         raise ValueError(
-            f"{type(schedule).__name__}: boundaries {boundaries} separate {len(boundaries) + 1} "
-            f"pieces, got {n_pieces}"
+            f"{type(schedule).__name__}: {name} has {pieces} items, "
+            f"expected {expected}: one more than boundaries"
         )
 
 
 def _check_lr_min(schedule: cosine_annealing | cosine_restarts | ReduceOnPlateau) -> None:
-    if schedule.lr_min > schedule.lr:
-        name = type(schedule).__name__
-        raise ValueError(f"{name}: lr_min must be <= lr={schedule.lr}, got {schedule.lr_min}")
+    _checks.number(f"{type(schedule).__name__}: lr_min", schedule.lr_min, 0.0, schedule.lr)
 
 
 def _between(start: float, end: float, fraction: float) -> float:
@@ -349,7 +344,7 @@ class piecewise_constant(_Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_pieces(self, len(self.values))
+        _check_pieces(self, "values")
 
     def _at(self, t: float) -> float:
         return self.values[bisect_right(self.boundaries, t)]
@@ -424,12 +419,7 @@ class polynomial(_Schedule):
     start: float
     end: float
     steps: int
-    power: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.power == 0:
-            raise ValueError("polynomial: power must be > 0, got 0")
+    power: float = field(metadata={"above": True})
 
     def _at(self, t: float) -> float:
         return _between(self.end, self.start, (1 - min(t / self.steps, 1.0)) ** self.power)
@@ -575,15 +565,15 @@ class one_cycle(_Schedule):
     lr_max: float
     steps: int
     pct_start: float = 0.3
-    div_factor: float = field(default=25.0, metadata={"least": 1.0})
-    final_div_factor: float = field(default=1e4, metadata={"least": 1.0})
+    div_factor: float = field(default=25.0, metadata={"low": 1.0})
+    final_div_factor: float = field(default=1e4, metadata={"low": 1.0})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.pct_start * self.steps - 1 < self.steps - 1:
             raise ValueError(
-                f"one_cycle: pct_start must be in (1/steps, 1) with steps={self.steps}, "
-                f"got {self.pct_start}"
+                f"one_cycle: pct_start is {self.pct_start}, "
+                f"expected a number in (1/steps, 1) with steps={self.steps}"
             )
 
     def _at(self, t: float) -> float:
@@ -625,7 +615,7 @@ class warmup(_Schedule):
     """
 
     schedule: Schedule
-    steps: int = field(metadata={"least": 0})
+    steps: int = field(metadata={"low": 0})
     start_factor: float = 0.0
 
     def _at(self, t: float) -> float:
@@ -667,7 +657,7 @@ class join(_Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_pieces(self, len(self.schedules))
+        _check_pieces(self, "schedules")
 
     def _at(self, t: float) -> float:
         i = bisect_right(self.boundaries, t)
@@ -734,6 +724,8 @@ class ReduceOnPlateau(_Schedule):
         Updates after a reduction during which none counts as without improvement, >= 0.
     lr_min : float
         The rate never falls below this, at most lr.
+    eps : float
+        A reduction by no more than this is left out, >= 0.
 
     Raises
     ------
@@ -752,12 +744,13 @@ class ReduceOnPlateau(_Schedule):
     lr: float
     _: KW_ONLY
     mode: Literal["min", "max"] = "min"
-    factor: float = field(default=0.1, metadata={"below": 1.0})
-    patience: int = field(default=10, metadata={"least": 0})
+    factor: float = field(default=0.1, metadata={"high": 1.0, "below": True})
+    patience: int = field(default=10, metadata={"low": 0})
     threshold: float = 1e-4
     threshold_mode: Literal["rel", "abs"] = "rel"
-    cooldown: int = field(default=0, metadata={"least": 0})
+    cooldown: int = field(default=0, metadata={"low": 0})
     lr_min: float = 0.0
+    eps: float = 1e-8
     best: float = field(init=False, repr=False)
     num_bad_epochs: int = field(init=False, repr=False, default=0)
     cooldown_counter: int = field(init=False, repr=False, default=0)
@@ -765,12 +758,10 @@ class ReduceOnPlateau(_Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_lr_min(self)
-        for name, choices in (("mode", ("min", "max")), ("threshold_mode", ("rel", "abs"))):
-            if getattr(self, name) not in choices:
-                value = getattr(self, name)
-                raise ValueError(f"ReduceOnPlateau: {name} must be one of {choices}, got {value!r}")
+        _checks.choice("ReduceOnPlateau: mode", self.mode, ("min", "max"))
+        _checks.choice("ReduceOnPlateau: threshold_mode", self.threshold_mode, ("rel", "abs"))
         if self.threshold_mode == "rel":
-            _real("ReduceOnPlateau: relative threshold", self.threshold, below=1.0)
+            _real("ReduceOnPlateau: relative threshold", self.threshold, high=1.0, below=True)
         self.best = math.inf if self.mode == "min" else -math.inf
 
     def _at(self, t: float) -> float:
@@ -786,11 +777,11 @@ class ReduceOnPlateau(_Schedule):
 
         Raises
         ------
-        TypeError
-            The metric is not a real number; nothing is changed.
+        TypeError, ValueError
+            The metric is not a real number, or beyond float64; nothing is changed.
         """
-        if not isinstance(metric, Real):
-            raise TypeError(f"ReduceOnPlateau.update: metric must be a real number, got {metric!r}")
+        if not (isinstance(metric, Real) and metric != metric):  # nan
+            metric = _checks.number("ReduceOnPlateau.update: metric", metric, infinite=True)
         sign = 1 if self.mode == "max" else -1
         if self.threshold_mode == "rel":  # a factor, for the first best is infinite
             limit = self.best * (1 + sign * math.copysign(self.threshold, self.best))
@@ -805,7 +796,9 @@ class ReduceOnPlateau(_Schedule):
             self.cooldown_counter -= 1
             self.num_bad_epochs = 0
         if self.num_bad_epochs > self.patience:
-            self.lr = max(self.lr * self.factor, self.lr_min)
+            lr = max(self.lr * self.factor, self.lr_min)
+            if self.lr - lr > self.eps:
+                self.lr = lr
             self.cooldown_counter = self.cooldown
             self.num_bad_epochs = 0
 
@@ -834,22 +827,30 @@ class ReduceOnPlateau(_Schedule):
 
         Raises
         ------
-        ValueError
-            The keys are not those of :meth:`state_dict`, or a value is out of its range;
-            nothing is changed.
+        TypeError, ValueError
+            The keys are not those of :meth:`state_dict`, or a value is not a number or out of its
+            range; nothing is changed.
         """
         owner = "ReduceOnPlateau.load_state_dict"
-        if set(state_dict) != set(self.state_dict()):
-            raise ValueError(
-                f"{owner}: state_dict must have the keys {sorted(self.state_dict())}, "
-                f"got {sorted(state_dict)}"
+        expected = sorted(self.state_dict())
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                f"{owner}: state_dict is {_checks.shown(state_dict)}, "
+                f"expected a mapping with the keys {expected}"
             )
-        lr = _real(f"{owner}: lr", float(state_dict["lr"]))
-        best = float(state_dict["best"])
-        if math.isnan(best):
-            raise ValueError(f"{owner}: best must be a number, got nan")
+        if state_dict.keys() != set(expected):
+            raise ValueError(
+                f"{owner}: state_dict has the keys {sorted(state_dict, key=repr)}, "
+                f"expected {expected}"
+            )
+        values = {
+            name: value[()] if isinstance(value, np.ndarray) else value
+            for name, value in state_dict.items()
+        }
+        lr = _real(f"{owner}: lr", values["lr"])
+        best = _checks.number(f"{owner}: best", values["best"], infinite=True)
         counts = [
-            _integer(f"{owner}: {name}", state_dict[name], least=0)
+            _integer(f"{owner}: {name}", values[name], low=0)
             for name in ("num_bad_epochs", "cooldown_counter")
         ]
         self.lr, self.best = lr, best
@@ -884,15 +885,17 @@ def plot(schedule: Schedule, steps: int, ax: Axes | None = None) -> Axes:
     >>> ax.get_xlabel(), ax.get_ylabel()
     ('step', 'learning rate')
     """
+    schedule = _callable("plot: schedule", schedule)
     lrs = [schedule(t) for t in range(_integer("plot: steps", steps))]
+    try:
+        import matplotlib.pyplot as plt
+        from matplotlib import axes
+    except ImportError as error:
+        raise ImportError("schedules.plot needs matplotlib: pip install 'fastopt[plot]'") from error
     if ax is None:
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError as error:
-            raise ImportError(
-                "schedules.plot needs matplotlib: pip install 'fastopt[plot]'"
-            ) from error
         _, ax = plt.subplots()
+    elif not isinstance(ax, axes.Axes):
+        raise TypeError(f"plot: ax is {_checks.shown(ax)}, expected a matplotlib.axes.Axes")
     ax.plot(range(len(lrs)), lrs, label=repr(schedule))
     ax.set(xlabel="step", ylabel="learning rate")
     return ax
