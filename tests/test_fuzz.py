@@ -294,9 +294,12 @@ class Training(RuleBasedStateMachine):
         expected["skipped_steps" if skip else "steps"] += 1
         formula = getattr(reference, self.cls.__name__.lower())
         for name, g in ({} if skip else values).items():
-            group = options[int(name.split(".")[0]) if self.grouped else 0]
-            state = {key: before[f"state.{name}.{key}"] for key in self.opt.state[name]}
-            t = int(state.pop("step")) + 1
+            index = int(name.split(".")[0]) if self.grouped else 0
+            group = options[index]
+            # Others are of options that are off now; an array without a velocity has none.
+            in_use = _core.rules()[self.opt.param_groups[index]._rule][0]
+            state = {key: before.get(f"state.{name}.{key}") for key in in_use}
+            t = int(before[f"state.{name}.step"]) + 1
             with np.errstate(all="ignore"):
                 g = g.dtype.type(scale) * g
                 new = formula(before[f"params.{name}"], g, **state, t=t, **group)
