@@ -55,7 +55,7 @@ test-exhaustive: $(VENV)/.installed
 
 # The fuzz tests on many examples, other ones each time: minutes.
 test-fuzz: $(VENV)/.installed
-	FASTOPT_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py
+	FASTOPT_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz*.py
 
 # The suite under the address and the undefined-behaviour sanitizer: minutes, most of them the
 # build's. A process that forks under them hangs.

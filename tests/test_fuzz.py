@@ -7,10 +7,10 @@ always the same; ``make test-fuzz`` runs many, each time others.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import os
 import pickle
-import re
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from numpy.lib.stride_tricks import as_strided
 
 import fastopt
 from fastopt import _core, reference, schedules
-from grid import OPTIMIZERS, OTHER_VALUE, defaults
+from grid import CASES, OPTIMIZERS, OTHER_VALUE, defaults
 
 EXAMPLES = int(os.environ.get("FASTOPT_FUZZ_EXAMPLES", "0"))
 
@@ -401,84 +401,80 @@ TestTraining = Training.TestCase
 TestTraining.settings = settings(100, stateful_step_count=12)
 
 
-# Overlaps.
-
-ROOM = 40  # elements that the arrays are cut out of: about half of them meet
+# Damaged states.
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Where an array lies in a memory."""
-
-    start: int
-    step: int
-    shape: tuple[int, ...]
-    transposed: bool
-
-    def of(self, memory: Any) -> Any:
-        size, step = math.prod(self.shape), abs(self.step)
-        elements = memory[self.start : self.start + size * step : step][:: self.step // step]
-        return (
-            elements.reshape(self.shape[::-1]).T
-            if self.transposed
-            else elements.reshape(self.shape)
-        )
-
-    def places(self) -> Any:
-        """An oracle: numbers in place of addresses."""
-        return self.of(np.arange(1000))
-
-    def shares(self, other: Cut) -> bool:
-        return not set(self.places().flat).isdisjoint(other.places().flat)
+def in_use(cls: Any, options: dict[str, Any]) -> Any:
+    params = {"W": numbers(np.random.default_rng(1), (2, 3), np.float32), "b": np.ones(4)}
+    opt = cls(params, **options)
+    opt.step({"W": np.ones((2, 3), np.float32), "b": np.ones(4)})
+    return opt
 
 
-@st.composite
-def cuts(draw: Any, shape: tuple[int, ...], room: int = ROOM, dense: bool = False) -> Cut:
-    step = 1 if dense else draw(st.sampled_from([1, 1, 2, 3, -1, -2]))
-    last = room - math.prod(shape) * abs(step)
-    return Cut(draw(st.integers(0, last)), step, shape, step != 1 and draw(st.booleans()))
+def average() -> Any:
+    ema = fastopt.ExponentialMovingAverage({"W": np.ones((2, 3), np.float32)}, 0.9)
+    ema.update()
+    return ema
 
 
-@settings(300)
-@hypothesis.given(st.data())
-def test_overlaps_of_parameters_and_gradients(data: Any) -> None:
-    """A step fails if and only if two arrays share an element that may not, and names two such."""
-    memory = np.random.default_rng(0).random(3 * ROOM)
-    small_shapes = st.sampled_from([(), (1,), (2,), (5,), (2, 3), (1, 3), (0, 2)])
-    shapes = data.draw(st.lists(small_shapes, min_size=1, max_size=4))
-    params = [data.draw(cuts(shape)) for shape in shapes]
-    arrays: list[Any] = [None] * len(params)
-    opt = fastopt.SGD(lr=0.5)
-    for _ in range(data.draw(st.integers(1, 5))):
-        for i, shape in enumerate(shapes):
-            if data.draw(st.integers(0, 4)) == 0:
-                params[i] = data.draw(cuts(shape))
-            arrays[i] = params[i].of(memory)
-        grads = [data.draw(st.none() | cuts(shape, memory.size)) for shape in shapes]
-        zero_grads = data.draw(st.booleans())
+STATEFUL: dict[str, Callable[[], Any]] = {
+    **{str(case): functools.partial(in_use, case.cls, case.options) for case in CASES},
+    "groups": lambda: fastopt.Adam([{"params": np.ones(2)}, {"params": [np.ones(3)], "lr": 0.5}]),
+    "BatchNorm": lambda: fastopt.BatchNorm(3),
+    "LayerNorm": lambda: fastopt.LayerNorm((2, 3)),
+    "RMSNorm": lambda: fastopt.RMSNorm(3, dtype=np.float64),
+    "GroupNorm": lambda: fastopt.GroupNorm(2, 4),
+    "ExponentialMovingAverage": average,
+    "ReduceOnPlateau": lambda: schedules.ReduceOnPlateau(0.1),
+}
+VALUES: list[Any] = [
+    *[-1, 2**31, 2**63 - 1, 2**63, 2**64, 10**400, 1.5, -0.5, math.nan, math.inf, True, 1j],
+    *[None, "text", b"text", [], [1.0], {}, object(), np.ones((0, 3)), np.ones(7)],
+    *[np.uint64(2**63), np.int64(-(2**63)), np.float16(1), np.array(["text"]), np.array(None)],
+    np.ma.masked_array(1.0, mask=True),
+]
+CHANGES: list[Callable[[Any], Any]] = [
+    *[lambda array, dtype=dtype: array.astype(dtype) for dtype in ("f4", "f8", ">f8", "i8", "O")],
+    *[lambda array: array[..., None], lambda array: array.ravel()[:-1], lambda array: array * -1],
+    *[lambda array: np.full_like(array, 3), lambda array: np.stack([array, array])],
+]
 
-        written = {f"params['{i}']": cut for i, cut in enumerate(params)}
-        read = {f"grads['{i}']": cut for i, cut in enumerate(grads) if cut is not None}
-        if zero_grads:
-            written |= read
-        sharing = [
-            {a, b}
-            for a, cut in written.items()
-            for b, other in (written | read).items()
-            if a != b and cut.shares(other)
-        ]
-        expected = memory.copy()
-        for p, g in zip(params, grads, strict=True):
-            if g is not None and not sharing:
-                p.of(expected)[...] -= 0.5 * g.of(memory)
-        for g in read.values() if zero_grads and not sharing else ():
-            g.of(expected)[...] = 0
-        try:
-            given = [None if cut is None else cut.of(memory) for cut in grads]
-            opt.update(arrays, given, zero_grads=zero_grads)
-        except ValueError as error:
-            names = re.findall(r"(?:params|grads)\['\d'\]", str(error))
-            assert set(names) in sharing, error
-        else:
-            assert not sharing
-        assert memory.tobytes() == expected.tobytes()
+
+@pytest.mark.parametrize("name", STATEFUL)
+@settings(30)
+@hypothesis.given(data=st.data())
+def test_damaged_states(name: str, data: Any) -> None:
+    """Loading one is an error that names what is wrong and changes nothing; or it is loaded."""
+    owner = STATEFUL[name]()
+    before = {key: np.array(value) for key, value in owner.state_dict().items()}
+    state: dict[Any, Any] = owner.state_dict()
+    key = data.draw(st.sampled_from(list(state)))
+    good = np.asarray(state[key])
+    damage = data.draw(st.sampled_from(["remove", "add", "rename", "change", "change", "replace"]))
+    if damage == "change":
+        with np.errstate(all="ignore"):
+            state[key] = data.draw(st.sampled_from(CHANGES))(good)
+    elif damage == "replace":
+        state[key] = data.draw(st.sampled_from(VALUES))
+    else:
+        other = data.draw(st.sampled_from(["more", f"{key}.more", f"{key} ", "", 5, None, ("a",)]))
+        if damage != "remove":
+            state[other] = good
+        if damage != "add":
+            del state[key]
+    try:
+        owner.load_state_dict(state)
+    except (TypeError, ValueError) as error:
+        message = str(error)
+        assert message.startswith(f"{type(owner).__name__}")
+        named = (str(k).rpartition(".")[2] for k in (key, *(state.keys() - before)))
+        assert any(name in message for name in named) or "missing state." in message  # by a flag
+        assert len(message) < 500
+        after = {k: np.array(value) for k, value in owner.state_dict().items()}
+        check_same(before, after)
+    else:
+        for k, value in owner.state_dict().items():
+            value = np.asarray(value)
+            loaded = np.asarray(state.get(k, before[k]))
+            assert np.array_equal(value, loaded.astype(value.dtype), equal_nan=True), k
+            assert loaded.dtype == value.dtype or np.array_equal(value, loaded), k
