@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +104,125 @@ def test_a_failed_call_counts_nothing() -> None:
     assert {name: array.tobytes() for name, array in layer.state_dict().items()} == before
 
 
+# --- which forward call a backward goes back through ---
+
+
+@pytest.mark.parametrize(("make", "text"), LAYERS, ids=[text for _, text in LAYERS])
+def test_a_backward_uses_its_forward_up(make: Callable[[], Any], text: str) -> None:
+    layer, other = make(), make()
+    layer(X)
+    layer(X * DY)
+    other(X * DY)
+    with pytest.raises(ValueError, match="dy has shape"):
+        layer.backward(DY[:2])
+    assert layer.backward(DY).tobytes() == other.backward(DY).tobytes()
+    name = type(layer).__name__
+    function = f"fastopt\\.{layer._function}"
+    message = (
+        rf"^{name}.backward: no forward call .* `saved` .* {function} and {function}_backward$"
+    )
+    before = {key: None if g is None else g.tobytes() for key, g in layer.grads.items()}
+    with pytest.raises(RuntimeError, match=message):
+        layer.backward(DY)
+    assert {key: None if g is None else g.tobytes() for key, g in layer.grads.items()} == before
+
+
+@pytest.mark.parametrize(("make", "text"), LAYERS, ids=[text for _, text in LAYERS])
+def test_an_evaluation_in_between_disturbs_nothing(make: Callable[[], Any], text: str) -> None:
+    layer, other = make(), make()
+    layer(X)
+    other(X)
+    assert layer.eval() is layer
+    assert layer.training is False
+    layer(DY)
+    evaluated = layer.backward(X)  # through the evaluation
+    assert layer.train() is layer
+    assert layer.training is True
+    assert layer.backward(DY).tobytes() == other.backward(DY).tobytes()
+    with pytest.raises(RuntimeError, match="no forward call in training"):
+        layer.backward(DY)
+    layer.eval()
+    with pytest.raises(RuntimeError, match="no forward call in evaluation"):
+        layer.backward(DY)
+    layer(DY)
+    assert layer.backward(X).tobytes() == evaluated.tobytes()
+
+
+# --- states and copies ---
+
+
+@pytest.mark.parametrize(("make", "text"), LAYERS, ids=[text for _, text in LAYERS])
+def test_a_state_is_a_copy(make: Callable[[], Any], text: str) -> None:
+    layer = make()
+    best = layer.state_dict()
+    before = {name: array.tobytes() for name, array in best.items()}
+    for array in (*layer.params.values(), *layer.buffers.values()):
+        array += 1
+    assert {name: array.tobytes() for name, array in best.items()} == before
+
+
+def test_a_load_is_all_or_nothing() -> None:
+    layer = fastopt.LayerNorm(5)
+    layer.params["bias"].flags.writeable = False
+    state = {"weight": np.full(5, 2, F32), "bias": np.full(5, 3, F32)}
+    with pytest.raises(ValueError, match=r"LayerNorm.load_state_dict: the layer's 'bias' is read-"):
+        layer.load_state_dict(state)
+    assert (layer.params["weight"] == 1).all()
+    batch = fastopt.BatchNorm(6)
+    batch.buffers["num_batches_tracked"].flags.writeable = False
+    with pytest.raises(ValueError, match=r"num_batches_tracked is read-only"):
+        batch(X)
+    assert (batch.buffers["running_mean"] == 0).all()
+
+
+def test_a_layers_own_arrays_can_be_swapped() -> None:
+    layer = fastopt.LayerNorm(5)
+    weight, bias = layer.params["weight"], layer.params["bias"]
+    layer.load_state_dict({"weight": bias, "bias": weight})
+    assert (weight == 0).all()
+    assert (bias == 1).all()
+
+
+@pytest.mark.parametrize(("make", "text"), LAYERS, ids=[text for _, text in LAYERS])
+def test_a_layer_out_of_read_only_memory_trains(make: Callable[[], Any], text: str) -> None:
+    layer = make()
+    layer(X)
+    layer.backward(DY)
+    buffers: list[Any] = []
+    message = pickle.dumps(layer, protocol=5, buffer_callback=buffers.append)
+    read_only = [memoryview(bytes(buffer.raw())) for buffer in buffers]
+    assert read_only or not layer.state_dict()
+    for other in (pickle.loads(message, buffers=read_only), copy.deepcopy(layer)):
+        with pytest.raises(RuntimeError, match="no forward call in training"):
+            other.backward(DY)
+        y = layer(X)
+        expected = layer.state_dict()
+        layer.backward(DY)
+        assert other(X).tobytes() == y.tobytes()
+        other.backward(DY)
+        if layer.params:
+            fastopt.SGD(other.params).step(other.grads, zero_grads=True)
+        other.load_state_dict(expected)
+        layer.load_state_dict(expected)
+
+
+def test_a_pickled_optimizer_still_trains_its_layer() -> None:
+    layer = fastopt.LayerNorm(5)
+    opt = fastopt.SGD(layer.params, lr=0.5)
+    layer(X)
+    layer.backward(DY)
+    opt.step(layer.grads)
+    buffers: list[Any] = []
+    message = pickle.dumps((layer, opt), protocol=5, buffer_callback=buffers.append)
+    read_only = [memoryview(bytes(buffer.raw())) for buffer in buffers]
+    other, other_opt = pickle.loads(message, buffers=read_only)
+    for one, its in ((layer, opt), (other, other_opt)):
+        one(X)
+        one.backward(DY)
+        its.step(one.grads)
+    assert other.params["weight"].tobytes() == layer.params["weight"].tobytes()
+
+
 BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: fastopt.BatchNorm(0), ValueError, r"num_features is 0"),
     (lambda: fastopt.BatchNorm(2.5), TypeError, r"integer"),  # type: ignore[arg-type]
@@ -130,6 +251,23 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
         lambda: fastopt.RMSNorm(6).load_state_dict({"weight": np.ones(5, F32)}),
         ValueError,
         r"'weight' has shape \(5,\), expected \(6,\)",
+    ),
+    (
+        lambda: fastopt.BatchNorm(6)(X.astype(np.float64)),
+        TypeError,
+        r"^BatchNorm: x has dtype float64, expected float32, with which .* option dtype",
+    ),
+    (
+        lambda: fastopt.LayerNorm(5, dtype=np.float64)(X),
+        TypeError,
+        r"^LayerNorm: x has dtype float32, expected float64",
+    ),
+    (lambda: fastopt.RMSNorm(6).train(2), TypeError, r"training is 2, expected a bool"),  # type: ignore[arg-type]
+    (lambda: fastopt.BatchNorm(3, eps=10**400), ValueError, r"BatchNorm: eps is 10+"),
+    (
+        lambda: fastopt.RMSNorm(6).load_state_dict(5),  # type: ignore[arg-type]
+        TypeError,
+        r"RMSNorm.load_state_dict: state is 5, expected a mapping",
     ),
     (
         lambda: fastopt.RMSNorm(6).load_state_dict({"weight": np.ones(6)}),

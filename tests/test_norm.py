@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -595,6 +598,12 @@ def test_the_callers_environment(shape: tuple[int, ...], flags: int) -> None:
     p.dy *= F32(1e-39)
     weights = p.x[(0,) * (p.x.ndim - 1)].copy()
 
+    def renormalized(x: Any) -> Any:
+        running.update(running_mean=p.mean.copy(), running_var=p.var.copy())
+        return fastopt.batch_renorm(x, training=True, gamma=p.gamma, beta=p.beta, **running)
+
+    running: dict[str, Any] = {}
+
     def results() -> Iterator[bytes]:
         for call, backward in (
             (
@@ -602,6 +611,7 @@ def test_the_callers_environment(shape: tuple[int, ...], flags: int) -> None:
                 fastopt.batch_norm_backward,
             ),
             (partial(fastopt.group_norm, num_groups=1, gamma=p.gamma), fastopt.group_norm_backward),
+            (renormalized, fastopt.batch_renorm_backward),
             (
                 partial(fastopt.layer_norm, normalized_shape=shape[-1], gamma=weights),
                 fastopt.layer_norm_backward,
@@ -612,6 +622,7 @@ def test_the_callers_environment(shape: tuple[int, ...], flags: int) -> None:
             for gradient in backward(p.dy, saved)[:2]:
                 assert gradient is not None
                 yield gradient.tobytes()
+        yield from (array.tobytes() for array in running.values())
 
     with fastopt.config_context(denormals="preserve"):
         expected = list(results())
@@ -747,6 +758,172 @@ def test_bad_input(call: Callable[[], Any], error: type[Exception], message: str
     with pytest.raises(error, match=message):
         call()
     assert (X.tobytes(), C3.tobytes()) == before
+
+
+def test_integers_of_any_size_and_type() -> None:
+    huge = 2**70
+    for call in (
+        lambda: train(axis=huge),
+        lambda: train(axis=-huge),
+        lambda: fastopt.group_norm(X, huge),
+        lambda: fastopt.layer_norm(X, huge),
+        lambda: fastopt.rms_norm(X, (huge, 3)),
+    ):
+        with pytest.raises(ValueError, match=r"^\w+_norm: [^\n]* is |^\w+_norm: x has shape"):
+            call()
+    for eps in (10**400, -(10**400)):
+        for call in (
+            partial(train, eps=eps),
+            partial(fastopt.layer_norm, X, 3, eps=eps),
+            partial(fastopt.group_norm, X, 1, eps=eps),
+            partial(fastopt.rms_norm, X, 3, eps=eps),
+        ):
+            with pytest.raises(ValueError, match=r"^\w+_norm: eps is -?10+\.\.\.0+, expected"):
+                call()
+    expected, _ = fastopt.batch_norm(X, training=True, axis=1)
+    y, _ = train(axis=np.int8(-1), eps=np.float32(1e-5), training=np.True_)
+    assert np.abs(y - expected).max() <= 1e-6
+
+
+# --- what a forward call leaves for its backward ---
+
+C6 = np.ones(6, F32)
+SAVED: list[tuple[Any, Any]] = [
+    (partial(fastopt.batch_norm, training=True), fastopt.batch_norm_backward),
+    (
+        partial(
+            fastopt.batch_norm, training=False, running_mean=C6, running_var=C6, activation="relu"
+        ),
+        fastopt.batch_norm_backward,
+    ),
+    (
+        lambda x, **affine: fastopt.batch_renorm(
+            x, running_mean=C6.copy(), running_var=C6.copy(), training=True, **affine
+        ),
+        fastopt.batch_renorm_backward,
+    ),
+    (partial(fastopt.group_norm, num_groups=3), fastopt.group_norm_backward),
+    (partial(fastopt.layer_norm, normalized_shape=6), fastopt.layer_norm_backward),
+]
+
+
+def reshaped(a: Any) -> None:
+    a.resize((2, 3), refcheck=False)
+
+
+def of_another_dtype(a: Any) -> None:
+    a.dtype = F64
+
+
+def without_axis(a: Any) -> None:
+    a.resize((a.size,), refcheck=False)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("forward", "backward"), SAVED)
+@pytest.mark.parametrize("damage", [reshaped, of_another_dtype, without_axis])
+def test_an_x_that_was_reshaped_is_an_error(forward: Any, backward: Any, damage: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype(F32)
+    _, saved = forward(x)
+    dy = np.ones_like(x)
+    damage(x)
+    with pytest.raises(ValueError, match=r"_backward: x was given another shape, dtype or strides"):
+        backward(dy, saved)
+    with pytest.raises(ValueError, match=r"_backward: x was given another shape, dtype or strides"):
+        backward(np.ones_like(x), saved)
+
+
+@pytest.mark.parametrize(("forward", "backward"), SAVED)
+def test_a_gamma_that_was_reshaped_is_an_error(forward: Any, backward: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype(F32)
+    for name in ("gamma", "beta"):
+        affine = {"gamma": C6.copy(), "beta": C6.copy()}
+        _, saved = forward(x, **affine)
+        affine[name].resize(2, refcheck=False)
+        with pytest.raises(ValueError, match=rf"_backward: {name} has shape \(2,\), expected"):
+            backward(np.ones_like(x), saved)
+
+
+def test_saved_cannot_be_changed() -> None:
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype(F32)
+    _, saved = fastopt.batch_norm(x, training=True)
+    expected = fastopt.batch_norm_backward(x + 1, saved)[0]
+    for name in ("x", "statistics", "function", "other"):
+        with pytest.raises(AttributeError):
+            setattr(saved, name, np.zeros((2, 1)))
+    with pytest.raises(TypeError, match="dataclass"):
+        dataclasses.replace(saved, x=x[:2])  # type: ignore[type-var]
+    for new in (
+        type(saved),
+        partial(type(saved).__new__, type(saved)),
+        lambda: object.__new__(type(saved)),
+    ):
+        with pytest.raises(TypeError):
+            new()
+    saved.statistics[...] = 0  # a copy
+    saved.statistics.resize((2, 1), refcheck=False)
+    dx = fastopt.batch_norm_backward(x + 1, saved)[0]
+    assert dx is not None and expected is not None
+    assert dx.tobytes() == expected.tobytes()
+    assert repr(saved) == "Saved(batch_norm, x of shape (8, 6), float32)"
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda saved: pickle.loads(pickle.dumps(saved))]
+)
+@pytest.mark.parametrize(("forward", "backward"), SAVED)
+def test_saved_is_copied_and_pickled(forward: Any, backward: Any, copied: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype(F32)
+    affine = {"gamma": C6 * 2, "beta": C6.copy()}
+    _, saved = forward(x, **affine)
+    other = copied(saved)
+    assert other.statistics.tobytes() == saved.statistics.tobytes()
+    for one, two in zip(backward(x + 1, saved), backward(x + 1, other), strict=True):
+        assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.parametrize(("forward", "backward"), SAVED)
+def test_a_forged_saved_reads_nothing_else(forward: Any, backward: Any) -> None:
+    """Whatever stands in a pickle: an error, or gradients of x's shape."""
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype(F32)
+    _, saved = forward(x)
+    make, (state,) = saved.__reduce__()
+    forged = [x[:2], x.astype(F64), x[:, :2], x.T, np.ones((8, 6), int), C6[:2], "x", 7, -3, 2**40]
+    seen = set()
+    for i in range(len(state)):
+        for value in [*forged, [0.0], [], True, None]:
+            try:
+                other = make((*state[:i], value, *state[i + 1 :]))
+                results = backward(np.ones_like(other.x), other)
+            except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+                seen.add(type(error))
+            else:
+                assert results[0].shape == other.x.shape
+    assert ValueError in seen
+
+
+def test_without_x_there_is_no_backward() -> None:
+    for function, backward in (
+        (fastopt.batch_norm, fastopt.batch_norm_backward),
+        (fastopt.batch_renorm, fastopt.batch_renorm_backward),
+    ):
+        for order in ("C", "F"):
+            x = np.array(X, order=order)
+            y, saved = function(x, running_mean=C3, running_var=C3, training=False, out=x)
+            assert y is x
+            with pytest.raises(ValueError, match=r"_backward: x is no more.*\(out=x\)"):
+                backward(np.ones_like(x), saved)
+
+
+def test_eps_is_above_zero_where_a_batch_is_normalized() -> None:
+    """As in torch: a channel may be constant."""
+    running: dict[str, Any] = {"running_mean": C3.copy(), "running_var": C3.copy()}
+    for function in (fastopt.batch_norm, fastopt.batch_renorm):
+        with pytest.raises(ValueError, match=r"eps is 0.0, expected a finite number > 0"):
+            function(X, **running, training=True, eps=0.0)
+        y, _ = function(X, **running, training=False, eps=0.0)
+        assert y.tobytes() == (X - 1).tobytes()
+    assert (running["running_mean"] == 1).all()
 
 
 # --- memory of outputs ---

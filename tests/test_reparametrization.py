@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -38,9 +40,55 @@ def test_weight_norm(axis: int) -> None:
         assert (dg * b).sum() == pytest.approx(along_g, rel=1e-7, abs=1e-8)
 
 
-def test_weight_norm_of_huge_values() -> None:
-    w, _ = fastopt.weight_norm(np.full((1, 4), 1e30, np.float32), np.ones(1, np.float32))
-    np.testing.assert_allclose(w, 0.5)
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(np.float32, s) for s in (3e38, 1e30, 1e-30, 1e-38)]
+    + [(np.float64, s) for s in (1e308, 1e200, 1e-200, 1e-307)],
+)
+def test_weights_of_any_size(dtype: Any, scale: float) -> None:
+    """The same but for the scale, also where the caller makes an underflow an error."""
+    v = np.asarray(np.sign(V) * (1 + np.abs(np.tanh(V))) / 2, dtype)
+    v[0, 0] = 0
+    scaled = (v.astype(np.float64) * scale).astype(dtype)
+    g, dw, u = G.astype(dtype), W.astype(dtype), U.astype(dtype)
+    exact = scaled.astype(np.float64) / scale
+    with np.errstate(all="raise"):
+        w, saved = fastopt.weight_norm(scaled, g)
+        dv, dg = fastopt.weight_norm_backward(dw / 8, saved)
+        small_u = u * dtype(1e-30)
+        normalized, saved = fastopt.spectral_norm(scaled, small_u, n_power_iterations=3, eps=0.0)
+        gradient = fastopt.spectral_norm_backward(dw / 8, saved)
+    expected_w, saved = fastopt.weight_norm(exact, g.astype(np.float64))
+    expected_dv, expected_dg = fastopt.weight_norm_backward(dw.astype(np.float64) / 8, saved)
+    expected_u = u.astype(np.float64)
+    expected_normalized, saved = fastopt.spectral_norm(exact, expected_u, n_power_iterations=3)
+    expected_gradient = fastopt.spectral_norm_backward(dw.astype(np.float64) / 8, saved)
+    rtol = 1e-5 if dtype is np.float32 else 1e-12
+    np.testing.assert_allclose(w, expected_w, rtol=rtol)
+    np.testing.assert_allclose(dg, expected_dg, rtol=rtol)
+    np.testing.assert_allclose(small_u, expected_u, rtol=rtol)
+    np.testing.assert_allclose(normalized, expected_normalized, rtol=rtol)
+    if (scale > 1e-37 and scale < 1e38) or (dtype is np.float64 and scale < 1e300):  # dv fits
+        smallest = 10 * float(np.finfo(dtype).tiny)
+        for got, want in ((dv, expected_dv), (gradient, expected_gradient)):
+            np.testing.assert_allclose(got, want / scale, rtol=100 * rtol, atol=smallest)
+
+
+def test_what_is_saved_is_of_its_own() -> None:
+    for forward, vector, backward in (
+        (fastopt.weight_norm, G, fastopt.weight_norm_backward),
+        (fastopt.spectral_norm, U, fastopt.spectral_norm_backward),
+    ):
+        v, a = V.copy(), vector.copy()
+        w, saved = forward(v, a)
+        expected = pickle.dumps(backward(W, saved))
+        for array in (v, a, w):
+            array[...] = 7
+        assert pickle.dumps(backward(W, saved)) == expected
+        assert pickle.dumps(backward(W, copy.deepcopy(saved))) == expected
+        assert pickle.dumps(backward(W, pickle.loads(pickle.dumps(saved)))) == expected
+        with pytest.raises(AttributeError):
+            saved.weight = W  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("axis", [0, 2])
@@ -86,6 +134,10 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: fastopt.weight_norm(V * 0, G), ValueError, r"v is zero at index 0 of axis 0"),
     (lambda: fastopt.weight_norm(V[:0], G[:0]), ValueError, r"at least one element"),
     (lambda: fastopt.spectral_norm(V, U[:2]), ValueError, r"u has shape \(2,\)"),
+    (lambda: fastopt.weight_norm(np.ma.masked_array(V), G), TypeError, r"v is of type MaskedArray"),
+    (lambda: fastopt.weight_norm(V, G, axis=2**70), ValueError, r"axis is 1180591620717411303424"),
+    (lambda: fastopt.spectral_norm(V, U, eps=10**400), ValueError, r"spectral_norm: eps is 10+"),
+    (lambda: fastopt.spectral_norm(V, V[:, 0, 0]), ValueError, r"spectral_norm: u overlaps w"),
     (lambda: fastopt.spectral_norm(V, U, n_power_iterations=-1), ValueError, r"is -1"),
     (lambda: fastopt.spectral_norm(V * 0, U), ValueError, r"sigma = u\^T M v is zero"),
     (

@@ -64,9 +64,9 @@ py::array permuted(const py::array& array, const Shape& order) {
 struct Saved {
   std::string function;
   py::array x;
-  py::object gamma, beta;
-  py::object y;      // where the sign of what was rectified does not follow from x
-  index_t axis = 0;  // batch norm's channels, or the first of those that are normalized
+  py::object gamma = py::none(), beta = py::none();
+  py::object y = py::none();  // where the sign of what was rectified does not follow from x
+  index_t axis = 0;           // batch norm's channels, or the first of those that are normalized
   index_t groups = 0;
   double eps = 0;
   bool training = true, relu = false, residual = false;
@@ -503,6 +503,9 @@ py::tuple group_norm_gradient(const std::string& function, py::handle dy, py::ha
 // gamma and beta are of the shape of x's axes from saved.axis on.
 Shape normalized_shape(const Arguments& arguments, const Saved& saved) {
   const Shape shape = arguments.shape();
+  if (saved.axis < 0 || saved.axis > arguments.given().ndim()) {
+    fail<py::value_error>(arguments.function(), ": saved has the axes of another x");
+  }
   return {shape.begin() + saved.axis, shape.end()};
 }
 
@@ -563,12 +566,19 @@ std::unique_ptr<Saved> from_state(const py::tuple& state) {
   return saved;
 }
 
+// An instance that nobody initialised would be read.
+void without_new(PyHeapTypeObject* type) {
+  type->ht_type.tp_new = nullptr;
+  type->ht_type.tp_flags |= Py_TPFLAGS_DISALLOW_INSTANTIATION;
+}
+
 }  // namespace
 
 void bind_norm(py::module_& m) {
   py::class_<Saved>(m, "Saved",
                     "What a forward call leaves for its backward; the arrays are referred to, not "
-                    "copied.")
+                    "copied.",
+                    py::is_final(), py::custom_type_setup(&without_new))
       .def_readonly("function", &Saved::function)
       .def_readonly("x", &Saved::x)
       .def_property_readonly("statistics", &statistics_of,
@@ -579,7 +589,11 @@ void bind_norm(py::module_& m) {
              return "Saved(" + saved.function + ", x of shape " + shape_text(saved.x) + ", " +
                     text(saved.x.dtype()) + ")";
            })
-      .def(py::pickle(&state_of, &from_state));
+      .def("__reduce__", [](const Saved& saved) {
+        const py::object make = py::module_::import("fastopt._core").attr("saved_from_state");
+        return py::make_tuple(make, py::make_tuple(state_of(saved)));
+      });
+  m.def("saved_from_state", &from_state);
   m.def("batch_norm", &batch_norm_forward);
   m.def("batch_norm_backward", &batch_norm_gradient);
   m.def("group_norm", &group_norm_forward);
