@@ -173,7 +173,7 @@ void losses(Dtype dtype) {
   for (const index_t columns : {3, 100, 300}) {
     const index_t rows = 37, n = rows * columns;
     const std::vector<T> x = numbers<T>(n, 8), weight(size_t(columns), T(1));
-    std::vector<T> y(x.size()), row_losses(static_cast<size_t>(rows));
+    std::vector<T> y(x.size());
     Hash hash("losses", dtype);
     for (const bool logarithm : {false, true}) {
       softmax(settings, dtype, logarithm, x.data(), y.data(), rows, columns);
@@ -183,12 +183,13 @@ void losses(Dtype dtype) {
     }
     std::vector<long long> labels;
     for (index_t row = 0; row < rows; ++row) labels.push_back(row % columns);
-    const CrossEntropy task{columns,       x.data(),          labels.data(), nullptr,
-                            weight.data(), nullptr,           0.0,           -1,
-                            0.5,           row_losses.data(), y.data()};
-    hash(std::vector<double>{cross_entropy(settings, dtype, task, rows)});
+    const CrossEntropy task{dtype,   rows,    columns,       x.data(), labels.data(),
+                            -1,      nullptr, weight.data(), 0.0,      Reduction::mean,
+                            nullptr, y.data()};
+    hash(std::vector<double>{cross_entropy(settings, task)});
     hash(y);
-    hash(std::vector<double>{residual(settings, dtype, 0.5, x.data(), nullptr, y.data(), n)});
+    const Residual residual{dtype, x.data(), nullptr, y.data(), n};
+    hash(std::vector<double>{squared_error(settings, residual, Reduction::mean, nullptr)});
     hash(y);
   }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import itertools
 import mmap
 import os
 import resource
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import Adam, _core
+from fastopt import Adam, _core, losses
 from grid import CASES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and calls mprotect")
@@ -99,6 +100,36 @@ def test_nothing_beyond_the_arrays_is_touched() -> None:
     assert (result.stdout, result.stderr) == ("all done\n", "")
 
 
+def lose_between_guards() -> None:
+    x, labels, weight, out = (Guarded(1 << 21) for _ in range(4))
+    for isa in _core.supported_isas():
+        for dtype in (np.float32, np.float64):
+            for columns in (*range(1, 70), 127, 128, 129, 160, 161, 1023, 1025, 2100):
+                for rows, at_end in itertools.product((1, 2, 7, 16, 17), (False, True)):
+                    shape, n = (rows, columns), rows * columns
+                    logits, y = (g.array(n, dtype, at_end).reshape(shape) for g in (x, out))
+                    classes = labels.array(rows, np.int64, at_end)
+                    w = weight.array(columns, dtype, at_end)
+                    classes[:] = columns - 1
+                    with fastopt.config_context(isa=isa):
+                        losses.softmax(logits, out=y)
+                        losses.log_softmax(logits, out=y)
+                        losses.softmax_cross_entropy(logits, classes, out=y)
+                        losses.softmax_cross_entropy(
+                            logits, classes, weight=w, label_smoothing=0.1, out=y
+                        )
+                        losses.mse(logits, y, out=y)
+                        p = labels.array(n, dtype, at_end).reshape(shape)
+                        p[:] = 1 / columns
+                        losses.softmax_cross_entropy(logits, p, weight=w, out=y)
+    print("all done")
+
+
+def test_losses_touch_nothing_beyond_the_arrays() -> None:
+    result = run(lose_between_guards)
+    assert (result.stdout, result.stderr) == ("all done\n", "")
+
+
 def touch_the_guard() -> None:
     array = Guarded(1 << 16).array(10, np.float64, at_end=True)
     ctypes.memset(array.ctypes.data, 0, array.nbytes)
@@ -130,6 +161,9 @@ def call_with_little_memory() -> None:
         "labels": lambda: fastopt.losses.softmax_cross_entropy(pairs, labels, out=out[pairs.shape]),
         "targets": lambda: fastopt.losses.softmax_cross_entropy(
             pairs, np.broadcast_to(np.full(2, 0.5, np.float32), pairs.shape), out=out[pairs.shape]
+        ),
+        "axis": lambda: fastopt.losses.softmax_cross_entropy(
+            pairs, np.zeros(2, int), axis=0, out=out[pairs.shape]
         ),
         "mse": lambda: fastopt.losses.mse(square, square, out=out[square.shape]),
         "gamma": lambda: fastopt.norm.layer_norm(

@@ -54,23 +54,29 @@ inline bool is_plain(py::handle object) {
          (array->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_);
 }
 
-// An array of native float32 or float64 whose elements are aligned. One of a subclass
-// (numpy.memmap, numpy.matrix) is taken for what its memory holds; that is wrong for those that
-// bring an arithmetic of their own, as masked arrays and quantities with units do.
-inline py::array as_array(py::handle object, const std::string& where) {
-  if (is_plain(object)) return py::reinterpret_borrow<py::array>(object);
+// An array of any dtype. One of a subclass (numpy.memmap, numpy.matrix) is taken for what its
+// memory holds; that is wrong for those that bring an arithmetic of their own, as masked arrays and
+// quantities with units do.
+inline py::array as_ndarray(py::handle object, const std::string& where) {
   if (!py::isinstance<py::array>(object)) {
     fail<py::type_error>(where, " is of type ", type_name(object), ", expected numpy.ndarray",
                          py::hasattr(object, "detach") ? ": use tensor.detach().numpy()" : "");
   }
-  py::array array = py::reinterpret_borrow<py::array>(object);
-  auto* const ndarray = reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_);
+  const py::handle ndarray(reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_));
+  const py::handle type = py::type::handle_of(object);
   for (const char* arithmetic : {"__add__", "__array_ufunc__"}) {
-    if (!py::type::handle_of(object).attr(arithmetic).is(py::handle(ndarray).attr(arithmetic))) {
+    if (!type.is(ndarray) && !type.attr(arithmetic).is(ndarray.attr(arithmetic))) {
       fail<py::type_error>(where, " is of type ", type_name(object),
                            ", which has an arithmetic of its own, expected numpy.ndarray");
     }
   }
+  return py::reinterpret_borrow<py::array>(object);
+}
+
+// An array of native float32 or float64 whose elements are aligned.
+inline py::array as_array(py::handle object, const std::string& where) {
+  if (is_plain(object)) return py::reinterpret_borrow<py::array>(object);
+  py::array array = as_ndarray(object, where);
   const bool native = array.dtype().attr("isnative").cast<bool>();
   if (!native || !(array.dtype().num() == py::dtype::of<float>().num() ||
                    array.dtype().num() == py::dtype::of<double>().num())) {

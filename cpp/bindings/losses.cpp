@@ -1,7 +1,6 @@
 // The Python side of softmax and the losses: array checks, outputs, the GIL.
 #include <pybind11/stl.h>
 
-#include <memory>
 #include <optional>
 
 #include "arrays.h"
@@ -15,10 +14,9 @@ std::vector<py::ssize_t> shape_of(const py::array& array) {
   return {array.shape(), array.shape() + array.ndim()};
 }
 
-// `out` after its checks, else a new array like `model`. The kernels read an element before they
-// write it: `out` may be one of `same` as a whole, and must be apart from the rest of the inputs.
+// `out` after its checks, else a new array like `model`. The other arrays are in `overlaps`.
 py::array output(py::handle out, const py::array& model, const std::string& caller,
-                 const std::vector<py::array>& same, const std::vector<py::array>& apart) {
+                 Overlaps& overlaps) {
   if (out.is_none()) return new_output(shape_of(model), dtype_of(model));
   const std::string place = caller + ": out";
   py::array array = as_array(out, place);
@@ -27,233 +25,266 @@ py::array output(py::handle out, const py::array& model, const std::string& call
   if (!(array.flags() & py::array::c_style)) {
     fail<py::value_error>(place, " is not in C order (strides ", text(array.attr("strides")), ")");
   }
-  const auto check = [&](const py::array& input) {
-    const Extent a(array), b(input);
-    if (a.begin < b.end && b.begin < a.end &&
-        py::module_::import("numpy").attr("shares_memory")(array, input).cast<bool>()) {
-      fail<py::value_error>(place, " shares memory with an input in a way that it may not");
-    }
-  };
-  for (const py::array& input : same) {
-    if (input.data() != array.data() || !(input.flags() & py::array::c_style)) check(input);
-  }
-  for (const py::array& input : apart) check(input);
+  overlaps.add("out", array, Overlaps::written);
+  overlaps.check(caller);
   return array;
 }
 
-py::array softmax_along(const std::string& caller, py::handle x_object, index_t axis,
+// Counted from the first one.
+index_t axis_of(const py::array& array, index_t axis, const std::string& caller, const char* name) {
+  if (axis < -array.ndim() || axis >= array.ndim()) {
+    fail<py::value_error>(caller, ": axis is ", axis, ", ", name, " has shape ", shape_text(array));
+  }
+  return axis < 0 ? axis + array.ndim() : axis;
+}
+
+// The same numbers in C order with this axis as the last one; a copy where they are not so.
+py::array as_rows(const py::array& array, index_t axis) {
+  if (axis == array.ndim() - 1) return in_c_order(array);
+  return in_c_order(py::module_::import("numpy").attr("moveaxis")(array, axis, -1));
+}
+
+// Where rows of `array` are to be written: itself where this axis is the last one.
+py::array rows_to(const py::array& array, const py::array& rows, index_t axis) {
+  return axis == array.ndim() - 1 ? array : new_output(shape_of(rows), dtype_of(rows));
+}
+
+void put_back(const py::array& rows, const py::array& array, index_t axis) {
+  if (rows.is(array)) return;
+  const py::module_ numpy = py::module_::import("numpy");
+  numpy.attr("copyto")(array, numpy.attr("moveaxis")(rows, -1, axis));
+}
+
+py::array softmax_along(const std::string& caller, py::handle x_object, index_t given_axis,
                         bool logarithm, py::handle out) {
   const py::array given = as_array(x_object, caller + ": x");
-  const index_t last = given.ndim() - 1;
-  if (axis < -given.ndim() || axis > last) {
-    fail<py::value_error>(caller, ": axis is ", axis, ", x has shape ", shape_text(given));
-  }
-  py::array y = output(out, given, caller, {given}, {});
-  if (given.size() == 0) return y;
-  const bool moved = axis != -1 && axis != last;
-  const py::module_ numpy = py::module_::import("numpy");
-  const py::array x =
-      in_c_order(moved ? py::array(numpy.attr("moveaxis")(given, axis, -1)) : given);
-  py::array rows = moved ? new_output(shape_of(x), dtype_of(x)) : y;
-  void* const to = rows.mutable_data();
-  const index_t columns = x.shape(last);
+  const index_t axis = axis_of(given, given_axis, caller, "x");
+  Overlaps overlaps;
+  overlaps.add("x", given, Overlaps::read_first);
+  const py::array result = output(out, given, caller, overlaps);
+  if (given.size() == 0) return result;
+  const py::array x = as_rows(given, axis);
+  py::array y = rows_to(result, x, axis);
+  void* const to = y.mutable_data();
+  const index_t columns = given.shape(axis);
   const Dtype dtype = dtype_of(x);
   const CurrentSettings settings;
   {
     const py::gil_scoped_release release;
     softmax(settings.get(), dtype, logarithm, x.data(), to, x.size() / columns, columns);
   }
-  if (moved) numpy.attr("copyto")(y, numpy.attr("moveaxis")(rows, -1, axis));
-  return y;
+  put_back(y, result, axis);
+  return result;
+}
+
+Reduction reduction_of(const std::string& name) {
+  return name == "mean" ? Reduction::mean : name == "sum" ? Reduction::sum : Reduction::none;
+}
+
+// The index of a row in an array of this shape: [i, j]. With an axis, of the row along it: [i, :].
+std::string position_text(const std::vector<py::ssize_t>& shape, index_t row,
+                          std::optional<index_t> along = {}) {
+  std::vector<std::string> index;
+  for (size_t axis = shape.size(); axis-- > 0; row /= shape[axis]) {
+    index.insert(index.begin(), std::to_string(row % shape[axis]));
+  }
+  if (along) index.insert(index.begin() + *along, ":");
+  std::string text;
+  for (const std::string& part : index) text += (text.empty() ? "" : ", ") + part;
+  return "[" + text + "]";
 }
 
 struct Labels {  // one of the two
-  std::optional<py::array_t<long long, py::array::c_style>> indices;
+  std::optional<py::array_t<long long, py::array::c_style>> classes;
   py::array probabilities;
+  std::optional<long long> ignored;
 };
 
-Labels check_labels(const std::string& caller, py::handle object, const py::array& logits) {
+// The label that `ignore_index` stands for among these, if it is one of their numbers.
+std::optional<long long> ignored_label(const py::array& labels, py::handle ignore_index) {
+  if (ignore_index.is_none()) return {};
+  const py::object range = py::module_::import("numpy").attr("iinfo")(labels.dtype());
+  const auto number = py::reinterpret_borrow<py::object>(ignore_index);
+  if (number < range.attr("min") || number > range.attr("max")) return {};
+  return static_cast<long long>(PyLong_AsUnsignedLongLongMask(number.ptr()));  // as labels are cast
+}
+
+// `rows` is the shape of the logits without the axis of the classes.
+Labels check_labels(const std::string& caller, py::handle object, const py::array& logits,
+                    index_t axis, const std::vector<py::ssize_t>& rows, py::handle ignore_index) {
   const std::string place = caller + ": labels";
-  if (!py::isinstance<py::array>(object)) {
-    fail<py::type_error>(place, " is of type ", type_name(object), ", expected numpy.ndarray");
-  }
-  const auto array = py::reinterpret_borrow<py::array>(object);
+  const py::array array = as_ndarray(object, place);
   const char kind = array.dtype().kind();
-  if (kind == 'i' || kind == 'u') {
-    const bool one_per_row =
-        array.ndim() == logits.ndim() - 1 &&
-        std::equal(array.shape(), array.shape() + array.ndim(), logits.shape());
-    if (!one_per_row) {
-      fail<py::value_error>(place, " has shape ", shape_text(array),
-                            ", expected that of the logits ", shape_text(logits),
-                            " without the last axis");
+  const bool one_per_row = shape_of(array) == rows,
+             like_logits = shape_of(array) == shape_of(logits);
+  if ((kind == 'i' || kind == 'u') && one_per_row) {
+    Labels labels{{}, {}, ignored_label(array, ignore_index)};
+    labels.classes.emplace(py::array_t < long long,
+                           py::array::c_style | py::array::forcecast > (array));
+    const long long* const label = labels.classes->data();
+    const auto classes = static_cast<unsigned long long>(logits.shape(axis));
+    for (index_t i = 0; i < array.size(); ++i) {
+      if (static_cast<unsigned long long>(label[i]) < classes || label[i] == labels.ignored) {
+        continue;
+      }
+      fail<py::value_error>(place, position_text(rows, i), " is ",
+                            text(array.attr("flat")[py::int_(i)]), ", expected 0 to ", classes - 1);
     }
-    return {py::array_t < long long, py::array::c_style | py::array::forcecast > (array), {}};
+    return labels;
   }
-  if (kind != 'f') {
-    fail<py::type_error>(place, " has dtype ", text(array.dtype()),
-                         ", expected integers, or probabilities of the logits' dtype");
-  }
-  const py::array checked = as_array(array, place);
-  check_like(checked, logits, place, "the logits have");
-  return {std::nullopt, in_c_order(checked)};
-}
-
-// The index of an array's element in C order: [i, j].
-std::string position_text(const py::array& array, index_t element) {
-  std::string position;
-  for (index_t axis = array.ndim(); axis-- > 0; element /= array.shape(axis)) {
-    position =
-        std::to_string(element % array.shape(axis)) + (position.empty() ? "" : ", ") + position;
-  }
-  return "[" + position + "]";
-}
-
-// Labels must be columns or `ignored`. Returns how many rows are not ignored, or the sum of their
-// labels' weights.
-template <class T>
-double weigh_labels(const std::string& caller, const long long* labels, index_t rows,
-                    index_t columns, std::optional<long long> ignored, const T* weight,
-                    const py::array& given) {
-  const auto is_label = [=](long long label) {
-    return static_cast<unsigned long long>(label) < static_cast<unsigned long long>(columns);
-  };
-  index_t count = 0;
-  double sum = 0;
-  for (index_t i = 0; i < rows; ++i) {
-    if (ignored && labels[i] == *ignored) continue;
-    if (!is_label(labels[i])) {
-      fail<py::value_error>(caller, ": labels", position_text(given, i), " is ",
-                            text(given.attr("flat")[py::int_(i)]), ", expected 0 to ", columns - 1);
+  if (kind == 'f' && like_logits) {
+    if (!ignore_index.is_none()) {
+      fail<py::value_error>(caller,
+                            ": ignore_index is for integer labels, labels are probabilities");
     }
-    ++count;
-    if (weight != nullptr) sum += double(weight[labels[i]]);
-  }
-  return weight != nullptr ? sum : double(count);
-}
-
-template <class T>
-py::tuple cross_entropy_of(const std::string& caller, const py::array& given_logits,
-                           py::handle labels_object, double label_smoothing,
-                           py::handle weight_object, std::optional<long long> ignore_index,
-                           const std::string& reduction, py::handle out) {
-  const index_t columns = given_logits.shape(given_logits.ndim() - 1);
-  const index_t rows = given_logits.size() / columns;
-  const Labels labels = check_labels(caller, labels_object, given_logits);
-  const bool has_labels = labels.indices.has_value();
-  if (!has_labels && ignore_index) {
-    fail<py::value_error>(caller, ": ignore_index is for integer labels, labels are probabilities");
-  }
-  std::vector<py::array> apart;
-  py::array weight;
-  if (!weight_object.is_none()) {
-    const std::string place = caller + ": weight";
-    weight = as_array(weight_object, place);
-    if (weight.ndim() != 1 || weight.shape(0) != columns) {
-      fail<py::value_error>(place, " has shape ", shape_text(weight), ", expected (", columns,
-                            ",)");
+    const py::array checked = as_array(array, place);
+    check_like(checked, logits, place, "use labels.astype(logits.dtype): the logits have");
+    Labels labels{{}, as_rows(checked, axis), {}};
+    const index_t columns = logits.shape(axis);
+    const std::optional<BadRow> bad = [&] {
+      const CurrentSettings settings;
+      const py::gil_scoped_release release;
+      return find_bad_row(settings.get(), dtype_of(checked), labels.probabilities.data(),
+                          checked.size() / columns, columns);
+    }();
+    if (bad) {
+      fail<py::value_error>(place, position_text(rows, bad->row, axis), " has the sum ", bad->sum,
+                            " and the minimum ", bad->least,
+                            ", expected probabilities: at least 0, with the sum 1; ",
+                            "classes are integers, one a row");
     }
-    if (dtype_of(weight) != dtype_of(given_logits)) {
-      fail<py::type_error>(place, " has dtype ", text(weight.dtype()), ", the logits have ",
-                           text(given_logits.dtype()));
-    }
-    apart.push_back(weight);
-    weight = in_c_order(weight);
+    return labels;
   }
-  apart.push_back(py::reinterpret_borrow<py::array>(labels_object));
-  const T* const weights = weight_object.is_none() ? nullptr : static_cast<const T*>(weight.data());
-  const double weight_sum = has_labels ? weigh_labels(caller, labels.indices->data(), rows, columns,
-                                                      ignore_index, weights, apart.back())
-                                       : double(rows);
-  const bool mean = reduction == "mean", none = reduction == "none";
-  py::array gradient = output(out, given_logits, caller, {given_logits}, apart);
-  const py::array logits = in_c_order(given_logits);
-
-  const bool has_base = !has_labels || label_smoothing != 0;
-  std::vector<T> class_weight(static_cast<size_t>(columns)),
-      base(has_base ? class_weight.size() : 0);
-  double all_weights = 0;
-  for (size_t c = 0; c < class_weight.size(); ++c) {
-    const double w = weights == nullptr ? 1.0 : double(weights[c]);
-    class_weight[c] = T((1 - label_smoothing) * w);
-    if (has_base) base[c] = T(label_smoothing / double(columns) * w);
-    all_weights += w;
+  const char* hint = "";
+  if (one_per_row && (kind == 'f' || kind == 'b')) {
+    hint = ": use labels.astype(int)";
+  } else if (like_logits && kind != 'f') {
+    hint = ": of one-hot labels, use labels.argmax(axis) or labels.astype(logits.dtype)";
   }
-  std::vector<py::ssize_t> row_shape = shape_of(given_logits);
-  row_shape.pop_back();
-  py::array losses;
-  std::unique_ptr<T[]> scratch;
-  if (none) {
-    losses = new_output(row_shape, dtype_of(given_logits));
-  } else {
-    scratch.reset(new T[size_t(rows)]);
-  }
-  const CrossEntropy task{
-      columns,
-      logits.data(),
-      has_labels ? labels.indices->data() : nullptr,
-      has_labels ? nullptr : labels.probabilities.data(),
-      class_weight.data(),
-      has_base ? base.data() : nullptr,
-      label_smoothing * (all_weights / double(columns)),
-      ignore_index.value_or(-1),
-      mean ? 1 / weight_sum : 1,
-      none ? losses.mutable_data() : scratch.get(),
-      gradient.mutable_data(),
-  };
-  double total = 0;
-  {
-    const CurrentSettings settings;
-    const Dtype dtype = dtype_of(given_logits);
-    const py::gil_scoped_release release;
-    total = cross_entropy(settings.get(), dtype, task, rows);
-  }
-  if (none) return py::make_tuple(losses, gradient);
-  return py::make_tuple(mean ? total / weight_sum : total, gradient);
+  const std::string got = " has dtype " + text(array.dtype()) + " and shape " + shape_text(array);
+  const std::string expected =
+      ", expected integers of the shape " + text(py::tuple(py::cast(rows))) +
+      ", or probabilities of the logits' dtype and shape " + shape_text(logits);
+  if (one_per_row || like_logits) fail<py::type_error>(place, got, expected, hint);
+  fail<py::value_error>(place, got, expected);
 }
 
 py::tuple softmax_cross_entropy(const std::string& caller, py::handle logits_object,
-                                py::handle labels, double label_smoothing, py::handle weight,
-                                std::optional<long long> ignore_index, const std::string& reduction,
+                                py::handle labels_object, index_t given_axis,
+                                double label_smoothing, py::handle weight_object,
+                                py::handle ignore_index, const std::string& reduction,
                                 py::handle out) {
-  const py::array logits = as_array(logits_object, caller + ": logits");
-  if (logits.ndim() == 0 || logits.shape(logits.ndim() - 1) == 0) {
-    fail<py::value_error>(caller, ": logits has shape ", shape_text(logits),
-                          ", expected (..., classes) with at least one class");
+  const py::array given = as_array(logits_object, caller + ": logits");
+  const index_t axis = axis_of(given, given_axis, caller, "logits");
+  const index_t columns = given.shape(axis);
+  if (columns == 0) {
+    fail<py::value_error>(caller, ": logits has shape ", shape_text(given),
+                          ", expected at least one class");
   }
-  const auto run =
-      dtype_of(logits) == Dtype::float32 ? cross_entropy_of<float> : cross_entropy_of<double>;
-  return run(caller, logits, labels, label_smoothing, weight, ignore_index, reduction, out);
-}
+  std::vector<py::ssize_t> row_shape = shape_of(given);
+  row_shape.erase(row_shape.begin() + axis);
+  Overlaps overlaps;
+  overlaps.add("logits", given, Overlaps::read_first);
+  std::optional<py::array> weight;
+  if (!weight_object.is_none()) {
+    const std::string place = caller + ": weight";
+    weight = as_array(weight_object, place);
+    if (weight->ndim() != 1 || weight->shape(0) != columns) {
+      fail<py::value_error>(place, " has shape ", shape_text(*weight), ", expected (", columns,
+                            ",)");
+    }
+    if (dtype_of(*weight) != dtype_of(given)) {
+      fail<py::type_error>(place, " has dtype ", text(weight->dtype()), ", the logits have ",
+                           text(given.dtype()));
+    }
+    overlaps.add("weight", *weight, Overlaps::read);
+    weight = in_c_order(*weight);
+  }
+  const Labels labels = check_labels(caller, labels_object, given, axis, row_shape, ignore_index);
+  overlaps.add("labels", py::reinterpret_borrow<py::array>(labels_object), Overlaps::read);
+  const py::array result = output(out, given, caller, overlaps);
 
-// (sum of (x - target)^2, factor * (x - target)); no target is zero.
-py::tuple residual_of(double factor, const py::array& given, const std::optional<py::array>& target,
-                      py::array y) {
-  const py::array x = in_c_order(given), from = target ? in_c_order(*target) : x;
-  const Dtype dtype = dtype_of(x);
-  void* const to = y.mutable_data();
-  double sum = 0;
+  const py::array logits = as_rows(given, axis);
+  py::array gradient = rows_to(result, logits, axis);
+  CrossEntropy task{
+      dtype_of(given),
+      given.size() / columns,
+      columns,
+      logits.data(),
+      labels.classes ? labels.classes->data() : nullptr,
+      labels.ignored.value_or(-1),
+      labels.classes ? nullptr : labels.probabilities.data(),
+      weight ? weight->data() : nullptr,
+      label_smoothing,
+      reduction_of(reduction),
+      nullptr,
+      gradient.mutable_data(),
+  };
+  py::object loss;
+  if (task.reduction == Reduction::none) {
+    py::array losses = new_output(row_shape, task.dtype);
+    task.losses = losses.mutable_data();
+    loss = losses;
+  }
+  double total = 0;
   {
     const CurrentSettings settings;
     const py::gil_scoped_release release;
-    sum = residual(settings.get(), dtype, factor, x.data(), target ? from.data() : nullptr, to,
-                   x.size());
+    total = cross_entropy(settings.get(), task);
   }
-  return py::make_tuple(sum, y);
+  put_back(gradient, result, axis);
+  if (!loss) loss = py::float_(total);
+  return py::make_tuple(loss, result);
 }
 
-py::tuple squared_error(const std::string& caller, double factor, py::handle prediction_object,
-                        py::handle target_object, py::handle out) {
+py::tuple squared_error_of(const std::string& caller, py::handle prediction_object,
+                           py::handle target_object, const std::string& reduction, py::handle out) {
   const py::array prediction = as_array(prediction_object, caller + ": prediction");
   const py::array target = as_array(target_object, caller + ": target");
   check_like(target, prediction, caller + ": target", "the prediction has");
-  return residual_of(factor, prediction, target,
-                     output(out, prediction, caller, {prediction, target}, {}));
+  Overlaps overlaps;
+  overlaps.add("prediction", prediction, Overlaps::read_first);
+  overlaps.add("target", target, Overlaps::read_first);
+  py::array gradient = output(out, prediction, caller, overlaps);
+  const py::array x = in_c_order(prediction), from = in_c_order(target);
+  const Residual residual{dtype_of(x), x.data(), from.data(), gradient.mutable_data(), x.size()};
+  const Reduction kind = reduction_of(reduction);
+  py::object loss;
+  void* to = nullptr;
+  if (kind == Reduction::none) {
+    py::array errors = new_output(shape_of(x), residual.dtype);
+    to = errors.mutable_data();
+    loss = errors;
+  }
+  double total = 0;
+  {
+    const CurrentSettings settings;
+    const py::gil_scoped_release release;
+    total = squared_error(settings.get(), residual, kind, to);
+  }
+  if (!loss) loss = py::float_(total);
+  return py::make_tuple(loss, gradient);
 }
 
-py::tuple squares(const std::string& where, double factor, py::handle x_object) {
-  const py::array x = as_array(x_object, where);
-  return residual_of(factor, x, std::nullopt, new_output(shape_of(x), dtype_of(x)));
+// (the penalty of all arrays, the gradient of each)
+py::tuple l2_penalty_of(const std::vector<std::string>& places, const py::list& arrays,
+                        double weight_decay) {
+  std::vector<py::array> inputs;
+  std::vector<Residual> residuals;
+  py::list gradients;
+  for (size_t i = 0; i < places.size(); ++i) {
+    const py::array& x = inputs.emplace_back(in_c_order(as_array(arrays[i], places[i])));
+    py::array gradient = new_output(shape_of(x), dtype_of(x));
+    residuals.push_back({dtype_of(x), x.data(), nullptr, gradient.mutable_data(), x.size()});
+    gradients.append(gradient);
+  }
+  double penalty = 0;
+  {
+    const CurrentSettings settings;
+    const py::gil_scoped_release release;
+    penalty = l2_penalty(settings.get(), residuals, weight_decay);
+  }
+  return py::make_tuple(penalty, gradients);
 }
 
 template <bool logarithm>
@@ -271,11 +302,12 @@ void bind_losses(py::module_& m) {
   m.def("softmax", &softmax_along, py::arg("caller"), py::arg("x"), py::arg("axis"),
         py::arg("logarithm"), py::arg("out"));
   m.def("softmax_cross_entropy", &softmax_cross_entropy, py::arg("caller"), py::arg("logits"),
-        py::arg("labels"), py::arg("label_smoothing"), py::arg("weight"), py::arg("ignore_index"),
-        py::arg("reduction"), py::arg("out"));
-  m.def("squared_error", &squared_error, py::arg("caller"), py::arg("factor"),
-        py::arg("prediction"), py::arg("target"), py::arg("out"));
-  m.def("squares", &squares, py::arg("where"), py::arg("factor"), py::arg("x"));
+        py::arg("labels"), py::arg("axis"), py::arg("label_smoothing"), py::arg("weight"),
+        py::arg("ignore_index"), py::arg("reduction"), py::arg("out"));
+  m.def("squared_error", &squared_error_of, py::arg("caller"), py::arg("prediction"),
+        py::arg("target"), py::arg("reduction"), py::arg("out"));
+  m.def("l2_penalty", &l2_penalty_of, py::arg("places"), py::arg("arrays"),
+        py::arg("weight_decay"));
   // The kernels' exp and log, for the tests of their error.
   m.def("exp", &apply<false>, py::arg("x"));
   m.def("log", &apply<true>, py::arg("x"));

@@ -46,8 +46,13 @@ constexpr Norm norm_of{
 };
 
 template <class T>
-constexpr Softmax softmax_of{elementwise<T, exp<T>>, elementwise<T, log<T>>, softmax<T, false>,
-                             softmax<T, true>,       cross_entropy<T>,       residual<T>};
+constexpr Softmax softmax_of{elementwise<T, exp<T>>,
+                             elementwise<T, log<T>>,
+                             softmax<T, false>,
+                             softmax<T, true>,
+                             cross_entropy<T>,
+                             bad_row<T>,
+                             residual<T>};
 
 template <class T>
 constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;

@@ -33,6 +33,11 @@ Vector<T> larger(Vector<T> x, Vector<T> y) {
 }
 
 template <class T>
+Vector<T> smaller(Vector<T> x, Vector<T> y) {
+  return x < y ? x : y;
+}
+
+template <class T>
 T row_maximum(const T* x, index_t n) {
   constexpr index_t width = width_of<T>;
   Vector<T> largest[registers];
@@ -170,8 +175,61 @@ void softmax(const void* x_data, void* y_data, index_t rows, index_t columns) {
   }
 }
 
+// The first row that is no distribution, or `rows`: all are at least 0, with the sum 1.
+template <class T>
+index_t bad_row(const void* data, index_t rows, index_t columns) {
+  constexpr index_t width = width_of<T>;
+  const T* x = static_cast<const T*>(data);
+  const auto is_bad = [](T sum, T least) {
+    const T off = sum - T(1);
+    return !(least >= T(0) && off <= T(1e-3) && off >= T(-1e-3));
+  };
+  if (columns <= few_classes) {
+    for (index_t row = 0; row < rows; row += width) {
+      FewClasses<T> tile;
+      load_columns(x + row * columns, rows - row, columns, tile);
+      Vector<T> sum{}, least{};
+      for (index_t c = 0; c < columns; ++c) {
+        sum += tile.column[c];
+        least = smaller<T>(tile.column[c], least);
+      }
+      for (index_t r = 0; r < width && row + r < rows; ++r) {
+        if (is_bad(sum[r], least[r])) return row + r;
+      }
+    }
+    return rows;
+  }
+  for (index_t row = 0; row < rows; ++row, x += columns) {
+    double sum = 0;
+    Vector<T> lowest[registers] = {};
+    index_t i = 0;
+    for (; i + lanes_of<T> <= columns;) {
+      Sums<T> sums;
+      const index_t end = columns - i < block ? columns : i + block;
+      for (; i + lanes_of<T> <= end; i += lanes_of<T>) {
+        for (index_t r = 0; r < registers; ++r) {
+          const Vector<T> v = load<Vector<T>>(x + i + r * width);
+          sums.part[r] += v;
+          lowest[r] = smaller<T>(v, lowest[r]);
+        }
+      }
+      sum += sums.total();
+    }
+    T least = 0;
+    for (; i < columns; ++i) {
+      sum += double(x[i]);
+      least = x[i] < least ? x[i] : least;
+    }
+    for (const Vector<T>& v : lowest) {
+      for (index_t k = 0; k < width; ++k) least = v[k] < least ? v[k] : least;
+    }
+    if (is_bad(T(sum), least)) return row;
+  }
+  return rows;
+}
+
 template <class T, Target target>
-void cross_entropy_few(const CrossEntropy& task, index_t begin, index_t end) {
+void cross_entropy_few(const CrossEntropyRows& task, index_t begin, index_t end) {
   constexpr index_t width = FewClasses<T>::rows;
   const index_t columns = task.columns;
   const T scale = T(task.scale);
@@ -241,7 +299,7 @@ void cross_entropy_few(const CrossEntropy& task, index_t begin, index_t end) {
 }
 
 template <class T, Target target>
-void cross_entropy_rows(const CrossEntropy& task, index_t begin, index_t end) {
+void cross_entropy_rows(const CrossEntropyRows& task, index_t begin, index_t end) {
   const index_t columns = task.columns;
   const T scale = T(task.scale);
   const T* const class_weight = static_cast<const T*>(task.class_weight);
@@ -292,7 +350,7 @@ void cross_entropy_rows(const CrossEntropy& task, index_t begin, index_t end) {
 }
 
 template <class T>
-void cross_entropy(const CrossEntropy& task, index_t begin, index_t end) {
+void cross_entropy(const CrossEntropyRows& task, index_t begin, index_t end) {
   const bool few = task.columns <= few_classes;
   const auto run =
       task.probabilities != nullptr
@@ -315,23 +373,45 @@ void elementwise(const void* x_data, void* y_data, index_t n) {
   });
 }
 
-// y = factor (x - target), and the sums of (x - target)^2 by block as SquareSum has them.
+// y = factor (x - target), and the sums of (x - target)^2 by block. All in double: float32 squares
+// overflow from 2e19 on, and a factor may be out of float32's range where its product is not.
 template <class T>
 void residual(double factor, const void* x_data, const void* target_data, void* y_data, index_t n,
-              double (*sums)[2]) {
+              double* sums) {
+  constexpr index_t width = width_of<double>, lanes = lanes_of<double>;
+  using Narrow = Pack<T, width>;
   const T* x = static_cast<const T*>(x_data);
   const T* target = static_cast<const T*>(target_data);
   T* y = static_cast<T*>(y_data);
-  const T scale = T(factor);
-  T difference[block];
-  for (index_t begin = 0; begin < n; begin += block, ++sums) {
-    const index_t count = n - begin < block ? n - begin : block;
-#pragma omp simd
-    for (index_t i = 0; i < count; ++i) {
-      difference[i] = target == nullptr ? x[begin + i] : x[begin + i] - target[begin + i];
+  for (; n > 0; n -= block, ++sums) {
+    const index_t count = n < block ? n : block;
+    Sums<double> squares;
+    const auto step = [&](const T* from, const T* other, T* to) {
+      for (index_t r = 0; r < registers; ++r) {
+        auto difference = __builtin_convertvector(load<Narrow>(from + r * width), Vector<double>);
+        if (other != nullptr) {
+          difference -= __builtin_convertvector(load<Narrow>(other + r * width), Vector<double>);
+        }
+        squares.part[r] += difference * difference;
+        store<false>(to + r * width, __builtin_convertvector(factor * difference, Narrow));
+      }
+    };
+    index_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+      step(x + i, target == nullptr ? nullptr : target + i, y + i);
     }
-    sum_squares<T>(1.0, difference, count, sums);
-#pragma omp simd
-    for (index_t i = 0; i < count; ++i) y[begin + i] = scale * difference[i];
+    if (i < count) {
+      T rest[lanes] = {}, rest_target[lanes] = {}, rest_y[lanes];
+      for (index_t k = 0; i + k < count; ++k) {
+        rest[k] = x[i + k];
+        if (target != nullptr) rest_target[k] = target[i + k];
+      }
+      step(rest, rest_target, rest_y);
+      for (index_t k = 0; i + k < count; ++k) y[i + k] = rest_y[k];
+    }
+    *sums = squares.total();
+    x += block;
+    y += block;
+    if (target != nullptr) target += block;
   }
 }

@@ -33,7 +33,7 @@ struct SquareSum {
 // Rows of `columns` numbers that lie one after the other, each with its target: q = class_weight at
 // the label plus base, or class_weight * probabilities + base. A row's loss is
 // sum_c q_c (log(sum(exp(logits))) - logits_c), and its gradient is multiplied by `scale`.
-struct CrossEntropy {
+struct CrossEntropyRows {
   index_t columns;
   const void* logits;
   const long long* labels;    // 0 to columns - 1, or `ignored`
@@ -52,10 +52,12 @@ struct Softmax {
   void (*log)(const void* x, void* y, index_t n);
   void (*softmax)(const void* x, void* y, index_t rows, index_t columns);
   void (*log_softmax)(const void* x, void* y, index_t rows, index_t columns);
-  void (*cross_entropy)(const CrossEntropy& task, index_t begin_row, index_t end_row);
+  void (*cross_entropy)(const CrossEntropyRows& task, index_t begin_row, index_t end_row);
+  // The first row that is no distribution: negative somewhere, or the sum off 1 by more than 1e-3.
+  index_t (*bad_row)(const void* x, index_t rows, index_t columns);
   // y = factor * (x - target), where no target is zero; with the sums of (x - target)^2 by block.
   void (*residual)(double factor, const void* x, const void* target, void* y, index_t n,
-                   double (*sums)[2]);
+                   double* sums);
 };
 
 // Where the elements of one statistic lie: `count` runs of `inner` neighbours, `stride` apart.

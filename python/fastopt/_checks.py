@@ -39,7 +39,7 @@ def number(
 ) -> float:
     """Return a float from low (`above` it) to high (`below` it), finite unless `infinite`."""
     error: type[Exception] = TypeError
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if isinstance(value, (float, int, Real)) and not isinstance(value, bool):  # quick ones first
         error = ValueError
         try:
             result = float(value)
@@ -63,7 +63,7 @@ def number(
 def integer(where: str, value: Any, low: int | None = None, high: int | None = None) -> int:
     """Return an int from low to high."""
     error: type[Exception] = TypeError
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    if isinstance(value, (int, Integral)) and not isinstance(value, bool):
         error = ValueError
         result = int(value)
         if (low is None or low <= result) and (high is None or result <= high):

@@ -24,6 +24,7 @@ def softmax_cross_entropy(
     caller: str,
     logits: NDArray[Any],
     labels: NDArray[Any],
+    axis: int,
     label_smoothing: float,
     weight: NDArray[Any] | None,
     ignore_index: int | None,
@@ -32,12 +33,14 @@ def softmax_cross_entropy(
 ) -> tuple[Any, NDArray[Any]]: ...
 def squared_error(
     caller: str,
-    factor: float,
     prediction: NDArray[Any],
     target: NDArray[Any],
+    reduction: str,
     out: NDArray[Any] | None,
-) -> tuple[float, NDArray[Any]]: ...
-def squares(where: str, factor: float, x: NDArray[Any]) -> tuple[float, NDArray[Any]]: ...
+) -> tuple[Any, NDArray[Any]]: ...
+def l2_penalty(
+    places: list[str], arrays: list[NDArray[Any]], weight_decay: float
+) -> tuple[float, list[NDArray[Any]]]: ...
 
 class Settings:
     def __init__(self, isa: str, num_threads: int, flush_denormals: bool) -> None: ...

@@ -67,7 +67,7 @@ def _as_array(node: object, where: str) -> Array:
                 f"{where} is of type {kind}, which has an arithmetic of its own, "
                 "expected numpy.ndarray"
             )
-    if not np.issubdtype(node.dtype, np.floating):
+    if node.dtype.kind != "f":
         raise TypeError(f"{where} is {node.dtype}, expected a floating dtype")
     return node
 

@@ -9,33 +9,17 @@ number. Inputs that are not in C order are copied first.
 
 from __future__ import annotations
 
-from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-
 from fastopt import _core
+from fastopt._checks import choice, integer, number
 from fastopt._tree import Array, Tree, named_arrays, rebuild
 
-
-def _integer(caller: str, name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{caller}: {name} is {value!r}, expected an integer")
-    return int(value)
+_REDUCTIONS = ("mean", "sum", "none")
 
 
-def _number(caller: str, name: str, value: Any, high: float) -> float:
-    expected = f"{caller}: {name} is {value!r}, expected a number from 0 to {high:g}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(expected)
-    if not 0 <= float(value) <= high or float(value) == np.inf:
-        raise ValueError(expected)
-    return float(value)
-
-
-def _check_reduction(caller: str, reduction: str) -> None:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"{caller}: reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
+def _axis(caller: str, axis: Any) -> int:
+    return integer(f"{caller}: axis", axis, -64, 63)  # as many as NumPy's arrays may have
 
 
 def softmax(x: Array, axis: int = -1, out: Array | None = None) -> Array:
@@ -75,7 +59,7 @@ def softmax(x: Array, axis: int = -1, out: Array | None = None) -> Array:
     >>> softmax(np.array([1e4, 1e4, -np.inf]))
     array([0.5, 0.5, 0. ])
     """
-    return _core.softmax("softmax", x, _integer("softmax", "axis", axis), False, out)
+    return _core.softmax("softmax", x, _axis("softmax", axis), False, out)
 
 
 def log_softmax(x: Array, axis: int = -1, out: Array | None = None) -> Array:
@@ -114,13 +98,14 @@ def log_softmax(x: Array, axis: int = -1, out: Array | None = None) -> Array:
     >>> log_softmax(np.array([0.0, 1e4]))
     array([-10000.,      0.])
     """
-    return _core.softmax("log_softmax", x, _integer("log_softmax", "axis", axis), True, out)
+    return _core.softmax("log_softmax", x, _axis("log_softmax", axis), True, out)
 
 
 def softmax_cross_entropy(
     logits: Array,
     labels: Array,
     *,
+    axis: int = -1,
     label_smoothing: float = 0.0,
     weight: Array | None = None,
     ignore_index: int | None = None,
@@ -137,16 +122,20 @@ def softmax_cross_entropy(
 
     where an integer label stands for a 1 at its class. For unweighted, unsmoothed labels the
     gradient of the mean is the lecture's (softmax(logits) - labels) / N. The options and the mean
-    are those of torch's ``cross_entropy``, but the classes are always the last axis.
+    are those of torch's ``cross_entropy``; the classes, its second axis, are the last one here
+    unless ``axis`` says otherwise.
 
     Parameters
     ----------
     logits : array, shape (..., C)
         float32 or float64.
     labels : array, shape (...) or (..., C)
-        Classes, 0 to C - 1, of any integer dtype; or probabilities of every class, of the dtype of
-        ``logits``. A probability of 0 adds nothing to the loss, even where a logit is -inf (torch:
+        Classes, 0 to C - 1, of any integer dtype, in the shape of ``logits`` without the axis of
+        the classes; or probabilities of every class, of the shape and dtype of ``logits``, which
+        add up to 1. A probability of 0 adds nothing to the loss, even where a logit is -inf (torch:
         NaN there).
+    axis : int, default -1
+        Of the classes; 1 for torch's layout (N, C, ...). The last axis is the fastest.
     label_smoothing : float, default 0.0
         From 0 to 1: the share of the label that is spread over all classes.
     weight : array, shape (C,), optional
@@ -170,8 +159,8 @@ def softmax_cross_entropy(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or a label is no class: the message has the first of those.
-        Nothing is changed then.
+        If an argument does not fit, a label is no class, or probabilities are negative or add up to
+        1 with an error above 1e-3: the message has the first of those. Nothing is changed then.
 
     References
     ----------
@@ -191,13 +180,19 @@ def softmax_cross_entropy(
            [ 0.125,  0.125,  0.125, -0.375]])
     """
     caller = "softmax_cross_entropy"
-    if label_smoothing != 0.0:
-        label_smoothing = _number(caller, "label_smoothing", label_smoothing, 1.0)
+    label_smoothing = number(f"{caller}: label_smoothing", label_smoothing, 0, 1)
     if ignore_index is not None:
-        ignore_index = _integer(caller, "ignore_index", ignore_index)
-    _check_reduction(caller, reduction)
+        ignore_index = integer(f"{caller}: ignore_index", ignore_index)
     return _core.softmax_cross_entropy(
-        caller, logits, labels, label_smoothing, weight, ignore_index, reduction, out
+        caller,
+        logits,
+        labels,
+        _axis(caller, axis),
+        label_smoothing,
+        weight,
+        ignore_index,
+        choice(f"{caller}: reduction", reduction, _REDUCTIONS),
+        out,
     )
 
 
@@ -240,15 +235,8 @@ def mse(
     >>> mse(np.array([1.0, 2.0]), np.array([0.0, 4.0]))
     (2.5, array([ 1., -2.]))
     """
-    _check_reduction("mse", reduction)
-    size = max(prediction.size, 1) if isinstance(prediction, np.ndarray) else 1
-    factor = 2 / size if reduction == "mean" else 2.0
-    total, gradient = _core.squared_error("mse", factor, prediction, target, out)
-    if reduction == "none":
-        return np.square(0.5 * gradient), gradient
-    if reduction == "mean":
-        total = total / prediction.size if prediction.size else np.nan
-    return total, gradient
+    reduction = choice("mse: reduction", reduction, _REDUCTIONS)
+    return _core.squared_error("mse", prediction, target, reduction, out)
 
 
 def l2_penalty(params: Tree, weight_decay: float) -> tuple[float, Any]:
@@ -263,14 +251,15 @@ def l2_penalty(params: Tree, weight_decay: float) -> tuple[float, Any]:
     params : array or tree of arrays
         float32 or float64.
     weight_decay : float
-        At least 0.
+        At least 0; 0 gives zeros, also where an array is infinite.
 
     Returns
     -------
     loss : float
         Added up in double.
     grads : tree like params
-        weight_decay times every array.
+        weight_decay times every array. Mappings become dicts, and sequences other than tuples
+        lists.
 
     Raises
     ------
@@ -288,12 +277,12 @@ def l2_penalty(params: Tree, weight_decay: float) -> tuple[float, Any]:
     >>> l2_penalty({"W": np.array([3.0, 4.0])}, 0.1)
     (1.25, {'W': array([0.3, 0.4])})
     """
-    weight_decay = _number("l2_penalty", "weight_decay", weight_decay, np.inf)
-    loss, gradients = 0.0, []
-    for name, array in named_arrays(params).items():
-        turned = array.flags.fnc  # Fortran's order: then the gradient has it, too
-        where = f"l2_penalty: params['{name}']"
-        total, gradient = _core.squares(where, weight_decay, array.T if turned else array)
-        loss += weight_decay / 2 * total
-        gradients.append(gradient.T if turned else gradient)
-    return loss, rebuild(params, gradients)
+    weight_decay = number("l2_penalty: weight_decay", weight_decay, 0)
+    arrays = named_arrays(params, "l2_penalty: params")
+    places = [f"l2_penalty: params['{name}']" for name in arrays]
+    turned = [array.flags.fnc for array in arrays.values()]  # Fortran's order: as the gradient then
+    inputs = [a.T if turn else a for a, turn in zip(arrays.values(), turned, strict=True)]
+    loss, gradients = _core.l2_penalty(places, inputs, weight_decay)
+    return loss, rebuild(
+        params, [g.T if turn else g for g, turn in zip(gradients, turned, strict=True)]
+    )

@@ -1,4 +1,4 @@
-"""Softmax and the losses of `fastopt.losses`, in NumPy, along the last axis."""
+"""Softmax and the losses of `fastopt.losses`, in NumPy."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ def softmax_cross_entropy(
     logits: NDArray[T],
     labels: NDArray[T] | NDArray[np.integer],
     *,
+    axis: int = -1,
     label_smoothing: float = 0.0,
     weight: NDArray[T] | None = None,
     ignore_index: int | None = None,
 ) -> tuple[NDArray[T], NDArray[T], float]:
     """
-    Cross-entropy of every row of logits (N, C) with labels (N,) or probabilities (N, C).
+    Cross-entropy of logits with labels, classes or probabilities, along the axis of the classes.
 
     Returns the losses, their gradients, and the number by which "mean" divides the sum of both.
 
@@ -60,22 +61,26 @@ def softmax_cross_entropy(
     >>> losses.round(4), count
     (array([1.3863, 1.3863]), 2.0)
     """
+    is_class = labels.ndim < logits.ndim
+    logits = np.moveaxis(logits, axis, -1)
     classes = logits.shape[-1]
     w = np.ones(classes, logits.dtype) if weight is None else weight
-    count = float(len(logits))
-    kept = np.ones(len(logits), bool)
-    if labels.ndim == 1:
+    count = float(logits.size // classes)
+    kept = np.ones(logits.shape[:-1], bool)
+    if is_class:
         kept = labels != (classes if ignore_index is None else ignore_index)
         labels = np.where(kept, labels, 0).astype(int)
         count = float(w[labels[kept]].sum())
-        q = (1 - label_smoothing) * w[labels, None] * np.eye(classes, dtype=logits.dtype)[labels]
+        one_hot = np.eye(classes, dtype=logits.dtype)[labels]
+        q = (1 - label_smoothing) * w[labels][..., None] * one_hot
     else:
-        q = (1 - label_smoothing) * w * labels
+        q = (1 - label_smoothing) * w * np.moveaxis(labels, axis, -1)
     q = q + label_smoothing / classes * w
-    q = np.where(kept[:, None], q, 0).astype(logits.dtype)
+    q = np.where(kept[..., None], q, 0).astype(logits.dtype)
     with np.errstate(invalid="ignore"):  # 0 * log(0), which is 0 here
         losses = -np.where(q == 0, 0, q * log_softmax(logits)).sum(axis=-1)
-    return losses, q.sum(axis=-1, keepdims=True) * softmax(logits) - q, count
+    gradient = q.sum(axis=-1, keepdims=True) * softmax(logits) - q
+    return losses, np.moveaxis(gradient, -1, axis), count
 
 
 def mse(prediction: NDArray[T], target: NDArray[T]) -> tuple[float, NDArray[T]]:
