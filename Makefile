@@ -40,14 +40,15 @@ test-qemu: $(VENV)/.installed
 # The kernels for aarch64, emulated, have the bits of those for this processor.
 KERNELS = cpp/kernels/kernels.cpp $(wildcard cpp/core/*.cpp)
 KERNEL_FLAGS = -std=c++20 -Icpp -O3 -fopenmp-simd -ffp-contract=off -fno-math-errno -fno-trapping-math
+AARCH64 = /usr/aarch64-linux-gnu
 test-aarch64:
 	mkdir -p build/bits
 	$(CXX) $(KERNEL_FLAGS) -DFASTOPT_ISA=baseline '-DFASTOPT_ISAS=X(baseline)' \
 		tests/kernel_bits.cpp $(KERNELS) -o build/bits/here
-	aarch64-linux-gnu-g++ -static $(KERNEL_FLAGS) -DFASTOPT_ISA=neon '-DFASTOPT_ISAS=X(neon)' \
+	aarch64-linux-gnu-g++ $(KERNEL_FLAGS) -DFASTOPT_ISA=neon '-DFASTOPT_ISAS=X(neon)' \
 		tests/kernel_bits.cpp $(KERNELS) -o build/bits/aarch64
 	build/bits/here > build/bits/expected
-	qemu-aarch64 build/bits/aarch64 | diff build/bits/expected -
+	qemu-aarch64 -L $(AARCH64) build/bits/aarch64 | diff build/bits/expected -
 
 # The kernels' float32 exp and log on every input: minutes.
 test-exhaustive: $(VENV)/.installed
@@ -56,6 +57,10 @@ test-exhaustive: $(VENV)/.installed
 # The fuzz tests on many examples, other ones each time: minutes.
 test-fuzz: $(VENV)/.installed
 	FASTOPT_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz*.py
+
+# Forks while other threads compute: a minute.
+test-forks: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python -W ignore::DeprecationWarning -c 'import test_process; test_process.storm(60)'
 
 # The suite under the address and the undefined-behaviour sanitizer: minutes, most of them the
 # build's. A process that forks under them hangs.

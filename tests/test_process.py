@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import ctypes.util
+import hashlib
 import itertools
 import mmap
 import os
@@ -11,6 +13,9 @@ import resource
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +28,16 @@ from grid import CASES
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and calls mprotect")
 
 
-def run(function: Any) -> subprocess.CompletedProcess[str]:
+def run(
+    function: Any, *arguments: float, first: str = "fastopt", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Calls a function of this file in a process of its own, which imports `first` first."""
+    code = f"import {first}, test_process; test_process.{function.__name__}{arguments}"
     return subprocess.run(
-        [sys.executable, __file__, function.__name__], capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
+        cwd=Path(__file__).parent, env=os.environ | environment,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
 def fork_a_hundred_times() -> None:
@@ -55,6 +66,73 @@ def fork_a_hundred_times() -> None:
 def test_forked_children_step() -> None:
     result = run(fork_a_hundred_times)
     assert (result.stdout, result.stderr) == ("all ended\n", "")
+
+
+def calls(seed: int) -> bytes:
+    """What two threads make of large arrays, in memory that is new or was dropped before."""
+    x = np.random.default_rng(seed).standard_normal((1000, 200)).astype(np.float32)
+    y, saved = fastopt.batch_norm(x, training=True)
+    dx = fastopt.batch_norm_backward(y, saved)[0]
+    Adam(x).step(dx)
+    return hashlib.sha256(x).digest()
+
+
+def storm(seconds: float) -> None:
+    """A thread forks while others compute; children and grandchildren compute as well."""
+    fastopt.set_config(num_threads=2)
+    expected = [calls(seed) for seed in range(3)]
+    end = time.monotonic() + seconds
+
+    def compute(seed: int) -> None:
+        while time.monotonic() < end:
+            assert calls(seed) == expected[seed]
+
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(compute, seed) for seed in (1, 2)]
+        forks = 0
+        while time.monotonic() < end:
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)  # ends a child that hangs
+                grandchild = os.fork()
+                right = calls(0) == expected[0]
+                status = os.waitpid(grandchild, 0)[1] if grandchild else 0
+                os._exit(0 if right and status == 0 else 1)
+            _, status = os.waitpid(child, 0)
+            assert status == 0, f"child {forks} ended with {os.waitstatus_to_exitcode(status)}"
+            assert calls(0) == expected[0]
+            forks += 1
+        for other in others:
+            other.result()
+    print(f"{forks} forks")
+
+
+@pytest.mark.parametrize("first", ["fastopt", pytest.param("torch", marks=pytest.mark.torch)])
+def test_fork_while_other_threads_compute(first: str) -> None:
+    result = run(storm, 4.0, first=first)
+    assert result.stderr == ""
+    assert int(result.stdout.split()[0]) > 0
+
+
+def dismiss_the_other_runtime() -> None:
+    """A copy of the OpenMP runtime that was there first, and whose symbols everybody sees."""
+    other = ctypes.CDLL("libgomp.so.1")
+    fastopt.set_config(num_threads=2)
+    counts = [len(os.listdir("/proc/self/task"))]
+    Adam(np.ones(1_000_000)).step(np.ones(1_000_000))
+    counts.append(len(os.listdir("/proc/self/task")))
+    other.omp_pause_resource_all(1)  # ends its idle threads
+    time.sleep(0.1)
+    counts.append(len(os.listdir("/proc/self/task")))
+    print(*np.diff(counts))
+
+
+@pytest.mark.skipif(not _core.openmp, reason="built without OpenMP")
+def test_the_runtime_is_our_own() -> None:
+    if ctypes.util.find_library("gomp") is None:
+        pytest.skip("there is no other")
+    result = run(dismiss_the_other_runtime, LD_PRELOAD="libgomp.so.1")
+    assert (result.stdout, result.stderr) == ("1 0\n", "")
 
 
 class Guarded:
@@ -189,7 +267,3 @@ def call_with_little_memory() -> None:
 def test_too_little_memory_is_an_error() -> None:
     result = run(call_with_little_memory)
     assert (result.stdout, result.stderr) == ("all raised\n", "")
-
-
-if __name__ == "__main__":
-    globals()[sys.argv[1]]()

@@ -48,7 +48,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   using namespace fastopt;
 
   m.attr("compiler") = FASTOPT_COMPILER;
-  m.attr("openmp") = has_openmp();
+  m.attr("openmp") = load_openmp();
   m.def("built_isas", [] { return isa_names(false); });
   m.def("supported_isas", [] { return isa_names(true); });
   m.def("rules", &rules);

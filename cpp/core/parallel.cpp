@@ -1,11 +1,9 @@
 #include "parallel.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-#pragma weak omp_pause_resource_all  // an older runtime may lack it
-#endif
+#include <string>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -45,43 +43,66 @@ class FloatingPointEnvironment {
   void operator=(const FloatingPointEnvironment&) = delete;
 };
 
-#ifdef _OPENMP
-bool serial = false;
+// The functions of the OpenMP runtime, GCC's. They are called by address: by name they would be
+// those of another library's copy, whichever was loaded first, with its settings and its threads.
+struct Runtime {
+  void (*parallel)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+  int (*thread)();
+  int (*threads)();
+  int (*pause)(int kind);
+};
+Runtime runtime{};  // without one every call is serial
 
-// libgomp's threads do not survive a fork, and it would wait for them for ever in the child. So
-// this thread's team is dismissed before the fork; where the runtime cannot do that, the child
-// works alone.
+// The runtime's threads do not survive a fork, and it would wait for them for ever in the child. So
+// this thread's team is dismissed before the fork. Each thread has a team of its own.
 [[maybe_unused]] const int fork_handler = pthread_atfork(
     [] {
-      if (omp_pause_resource_all != nullptr) omp_pause_resource_all(omp_pause_soft);
+      constexpr int soft = 1;
+      if (runtime.pause != nullptr) runtime.pause(soft);
     },
-    nullptr, [] { serial = omp_pause_resource_all == nullptr; });
-#endif
+    nullptr, nullptr);
+
+struct Call {
+  const Settings& settings;
+  void (*call)(const void* body, int part, int parts);
+  const void* body;
+};
+
+void run_part(void* data) noexcept {
+  const Call& call = *static_cast<const Call*>(data);
+  const FloatingPointEnvironment environment(call.settings.flush_denormals);
+  call.call(call.body, runtime.thread(), runtime.threads());
+}
 
 }  // namespace
 
-#ifdef _OPENMP
-bool has_openmp() {
+bool load_openmp() {
+  Dl_info here;
+  if (dladdr(reinterpret_cast<const void*>(&load_openmp), &here) == 0) return false;
+  std::string path = here.dli_fname;
+  path.replace(path.rfind('/') + 1, std::string::npos, "libfogomp.so");
+  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) return false;
+  Runtime found{};
+  const auto find = [&]<class F>(F& function, const char* name) {
+    function = reinterpret_cast<F>(dlsym(library, name));
+    return function != nullptr;
+  };
+  if (!find(found.parallel, "GOMP_parallel") || !find(found.thread, "omp_get_thread_num") ||
+      !find(found.threads, "omp_get_num_threads") || !find(found.pause, "omp_pause_resource_all")) {
+    return false;
+  }
+  runtime = found;
   return true;
 }
-#else
-bool has_openmp() {
-  return false;
-}
-#endif
 
-void detail::parallel_for(const Settings& settings, [[maybe_unused]] index_t bytes,
+void detail::parallel_for(const Settings& settings, index_t bytes,
                           void (*call)(const void*, int, int), const void* body) {
-#ifdef _OPENMP
-  if (settings.threads > 1 && bytes >= parallel_from_bytes && !serial && !omp_in_parallel()) {
-#pragma omp parallel num_threads(settings.threads)
-    {
-      const FloatingPointEnvironment environment(settings.flush_denormals);
-      call(body, omp_get_thread_num(), omp_get_num_threads());
-    }
+  if (settings.threads > 1 && bytes >= parallel_from_bytes && runtime.parallel != nullptr) {
+    Call shared{settings, call, body};
+    runtime.parallel(&run_part, &shared, unsigned(settings.threads), 0);
     return;
   }
-#endif
   const FloatingPointEnvironment environment(settings.flush_denormals);
   call(body, 0, 1);
 }

@@ -16,7 +16,9 @@ struct Settings {
 // is awake; where it sleeps, to wake it took up to 180 us.
 inline index_t parallel_from_bytes = 1 << 20;  // tests lower it
 
-bool has_openmp();
+// Loads the OpenMP runtime that lies beside this object; false where there is none, or it lacks a
+// function.
+bool load_openmp();
 
 namespace detail {
 void parallel_for(const Settings& settings, index_t bytes,
