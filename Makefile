@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*/*)
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch test-isas test-qemu test-aarch64 test-exhaustive test-fuzz \
+.PHONY: test test-torch test-isas test-qemu test-aarch64 test-exhaustive test-fuzz test-forks \
 	test-sanitized demo docs pictures bench bench-compare count-instructions lint wheel clean
 
 # An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
