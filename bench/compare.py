@@ -12,7 +12,6 @@ fastest of several kernels that only move the bytes that the job must move.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -21,7 +20,6 @@ import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import compare_losses
 import compare_norm
@@ -148,14 +146,11 @@ def figures(results: Sequence[Result], folder: Path) -> None:
 
 
 def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Path) -> None:
-    """benchmarks.md and benchmarks.json, with their pictures."""
+    """benchmarks.md, with its pictures."""
     facts = machine()
     pictures = output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     figures(results, pictures)
-    (output / "benchmarks.json").write_text(
-        json.dumps({"machine": facts, "results": [as_json(r) for r in results]}, indent=1) + "\n"
-    )
     (output / "benchmarks.md").write_text(
         "# Benchmarks\n\n"
         "Written by `make bench-compare`; run it on your own machine.\n\n"
@@ -182,17 +177,6 @@ def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Pa
 
 
 TARGETS = ["work", "threads", "against", "target", "ratio (quartiles)", "met"]
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    ratios = {name: result.ratio([name]) for name in result.seconds if name != OURS}
-    return {
-        "work": result.row.name,
-        "threads": result.threads,
-        "bytes": result.row.moved,
-        "seconds": {name: result.median(name) for name in result.seconds},
-        "ratios": {name: ratio._asdict() for name, ratio in ratios.items() if ratio},
-    }
 
 
 def main() -> None:
