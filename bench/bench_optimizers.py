@@ -56,7 +56,7 @@ def test_step(
 ) -> None:
     benchmark.group = f"{name} {options or ''} {dtype} {where}"
     p, g = draw(SIZES[where], dtype)
-    optimizer = fastopt.Optimizer.registry[name](p, **options)
+    optimizer = getattr(fastopt, name)(p, **options)
     state = state_of(optimizer)
     defaults = {
         key: value.default
@@ -89,7 +89,7 @@ def test_subnormal_state(benchmark: BenchmarkFixture, name: str, state: str) -> 
     benchmark.group = f"{name} subnormal state"
     p, g = draw(SIZES["L2"], "float32")
     options = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
-    optimizer = fastopt.Optimizer.registry[name](p, **options)
+    optimizer = getattr(fastopt, name)(p, **options)
     if state == "subnormal":
         g[...] = 1e-39
         for array in state_of(optimizer):

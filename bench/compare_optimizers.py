@@ -167,7 +167,7 @@ def subnormal_row(optimizer: str, what: str) -> Row:
             (p,), (g,) = draw([(size,)], "float32"), draw([(size,)], "float32")
             if what == "gradients" and subnormal:
                 g *= 1e-39
-            made = fastopt.Optimizer.registry[optimizer](p)
+            made = getattr(fastopt, optimizer)(p)
             states = [array for name, array in made.state["param"].items() if name != "step"]
             value = 1e-40 if what == "state" and subnormal else 1e-3
 

@@ -11,19 +11,6 @@ import numpy as np
 import fastopt
 from fastopt import Optimizer, reference
 
-# A value that is not the default, for every option that is not a flag.
-OTHER_VALUE: dict[str, Any] = {
-    "alpha": 0.9,
-    "betas": (0.8, 0.95),
-    "dampening": 0.3,
-    "eps": 1e-3,
-    "initial_accumulator_value": 0.5,
-    "lr": 0.05,
-    "lr_decay": 0.1,
-    "momentum": 0.9,
-    "rho": 0.8,
-    "weight_decay": 0.1,
-}
 # What an option needs to make a difference.
 NEEDS: dict[str, dict[str, Any]] = {
     "dampening": {"momentum": 0.9},
@@ -59,12 +46,7 @@ def defaults(cls: type[Optimizer]) -> dict[str, Any]:
 def cases(cls: type[Optimizer]) -> list[Case]:
     grid = [Case(cls, {})]
     for name, default in defaults(cls).items():
-        if not isinstance(default, bool) and name not in OTHER_VALUE:
-            raise LookupError(
-                f"{cls.__name__} has the new option {name!r}: add a value to tests/grid.py"
-            )
-        value = not default if isinstance(default, bool) else OTHER_VALUE[name]
-        grid.append(Case(cls, {name: value, **NEEDS.get(name, {})}))
+        grid.append(Case(cls, {name: cls.ranges[name].other(default), **NEEDS.get(name, {})}))
     return grid + [Case(owner, options) for owner, options in TOGETHER if owner is cls]
 
 

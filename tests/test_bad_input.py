@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import fastopt
-from fastopt import SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
+from fastopt import SGD, Adam
 from grid import OPTIMIZERS, defaults
 
 untyped: Any = fastopt  # where the type itself is wrong
@@ -23,26 +24,24 @@ untyped: Any = fastopt  # where the type itself is wrong
 
 HYPER_PARAMETERS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     *[
-        (cls, {"lr": value}, error, rf"{cls.__name__}: lr is .*, expected a finite number >= 0")
+        (
+            cls,
+            {name: value},
+            error,
+            rf"{cls.__name__}: {name} is .*, expected {re.escape(str(each))}",
+        )
         for cls in OPTIMIZERS
-        for value, error in [
-            (-0.1, ValueError),
-            (math.nan, ValueError),
-            (math.inf, ValueError),
-            ("0.1", TypeError),
-            (True, TypeError),
-            (None, TypeError),
-            (np.array(0.1), TypeError),
-            (0.1j, TypeError),
-        ]
+        for name, each in cls.ranges.items()
+        for value, error in each.bad()
     ],
-    *[
-        (cls, {name: value}, ValueError, f"{cls.__name__}: {name} is ")
-        for cls in OPTIMIZERS
-        for name, default in defaults(cls).items()
-        if isinstance(default, float)
-        for value in (10**400, Fraction(10**400), 10**5000, math.nan)
-    ],
+    (
+        SGD,
+        {"lr": np.array(0.1)},
+        TypeError,
+        r"SGD: lr is array\(0\.1\), expected a finite number >= 0",
+    ),
+    (SGD, {"lr": Fraction(10**400)}, ValueError, "SGD: lr is "),
+    (SGD, {"lr": 10**5000}, ValueError, "SGD: lr is a huge int"),
     (
         Adam,
         {"betas": (0.9, 10**400)},
@@ -56,35 +55,8 @@ HYPER_PARAMETERS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         r"Adam: betas is \(0\.9, 0\.9, .*\.\.\.\), expected",
     ),
     (SGD, {"momentum": [np.ones(9)] * 10**5}, TypeError, "SGD: momentum is .*, expected a finite"),
-    (SGD, {"momentum": -0.9}, ValueError, r"SGD: momentum is -0\.9, expected a finite number >= 0"),
-    (SGD, {"momentum": math.nan}, ValueError, "SGD: momentum is nan"),
-    (SGD, {"momentum": [0.9]}, TypeError, r"SGD: momentum is \[0\.9\]"),
-    (SGD, {"momentum": 0.9, "dampening": math.inf}, ValueError, "SGD: dampening is inf"),
-    (SGD, {"weight_decay": -1e-4}, ValueError, "SGD: weight_decay is -0.0001"),
     (SGD, {"nesterov": True}, ValueError, "SGD: nesterov needs momentum > 0"),
     (SGD, {"momentum": 0.9, "dampening": 0.1, "nesterov": True}, ValueError, "dampening=0.1"),
-    (SGD, {"maximize": 1}, TypeError, "SGD: maximize is 1, expected a bool"),
-    (SGD, {"zero_start": "yes"}, TypeError, "SGD: zero_start is 'yes', expected a bool"),
-    (Adagrad, {"lr_decay": -1}, ValueError, "Adagrad: lr_decay is -1"),
-    (Adagrad, {"initial_accumulator_value": -0.5}, ValueError, "initial_accumulator_value is -0.5"),
-    (Adagrad, {"eps": math.nan}, ValueError, "Adagrad: eps is nan"),
-    (Adagrad, {"root_mean_square": 0}, TypeError, "Adagrad: root_mean_square is 0"),
-    (RMSprop, {"alpha": 1.5}, ValueError, r"RMSprop: alpha is 1\.5, expected a number in \[0, 1\]"),
-    (RMSprop, {"alpha": -0.1}, ValueError, r"RMSprop: alpha is -0\.1"),
-    (RMSprop, {"eps": -1e-8}, ValueError, "RMSprop: eps is -1e-08"),
-    (RMSprop, {"centered": None}, TypeError, "RMSprop: centered is None"),
-    (Adadelta, {"rho": 2}, ValueError, "Adadelta: rho is 2"),
-    (Adadelta, {"rho": "0.9"}, TypeError, "Adadelta: rho is '0.9'"),
-    (Adam, {"betas": (1.0, 0.999)}, ValueError, r"Adam: betas is \(1\.0, 0\.999\), expected .*1\)"),
-    (Adam, {"betas": (0.9, 1.0)}, ValueError, r"Adam: betas is \(0\.9, 1\.0\)"),
-    (Adam, {"betas": (0.9, math.nan)}, ValueError, r"Adam: betas is \(0\.9, nan\)"),
-    (Adam, {"betas": (-0.1, 0.9)}, ValueError, r"Adam: betas is \(-0\.1, 0\.9\)"),
-    (Adam, {"betas": (0.9,)}, ValueError, r"Adam: betas is \(0\.9,\), expected two numbers"),
-    (Adam, {"betas": 0.9}, TypeError, r"Adam: betas is 0\.9, expected two numbers"),
-    (Adam, {"betas": ("a", "b")}, TypeError, "Adam: betas is"),
-    (Adam, {"eps": -1}, ValueError, "Adam: eps is -1"),
-    (AdamW, {"weight_decay": math.nan}, ValueError, "AdamW: weight_decay is nan"),
-    (AdamW, {"amsgrad": 1.0}, TypeError, r"AdamW: amsgrad is 1\.0, expected a bool"),
 ]
 
 hyper_parameters = pytest.mark.parametrize(("cls", "options", "error", "message"), HYPER_PARAMETERS)
@@ -118,9 +90,9 @@ def test_set_later(cls: Any, options: Any, error: Any, message: str) -> None:
         assert opt.param_groups[0]["lr"] == opt.defaults["lr"] == before["lr"]
 
 
-def test_every_option_is_in_the_table() -> None:
-    tried = {name for _, options, _, _ in HYPER_PARAMETERS for name in options}
-    assert tried == {name for cls in OPTIMIZERS for name in defaults(cls)}
+def test_every_option_has_a_range() -> None:
+    for cls in OPTIMIZERS:
+        assert cls.ranges.keys() == defaults(cls).keys()
 
 
 @pytest.mark.parametrize(

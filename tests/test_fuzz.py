@@ -25,7 +25,7 @@ from numpy.lib.stride_tricks import as_strided
 
 import fastopt
 from fastopt import _core, reference, schedules
-from grid import CASES, OPTIMIZERS, OTHER_VALUE, defaults
+from grid import CASES, OPTIMIZERS, defaults
 
 EXAMPLES = int(os.environ.get("FASTOPT_FUZZ_EXAMPLES", "0"))
 
@@ -224,7 +224,7 @@ class Training(RuleBasedStateMachine):
     def options(self, rng: Any) -> dict[str, Any]:
         """Some hyper-parameters that go together."""
         options: dict[str, Any] = {
-            name: not default if isinstance(default, bool) else OTHER_VALUE[name]
+            name: self.cls.ranges[name].other(default)
             for name, default in defaults(self.cls).items()
             if rng.random() < 0.3
         }

@@ -23,7 +23,8 @@ def normal(n: int, dtype: Any, seed: int) -> Any:
 
 
 def test_every_optimizer_has_the_bits_of_its_reference() -> None:
-    for name, cls in Optimizer.registry.items():
+    registry: dict[str, Any] = {**Optimizer.registry}
+    for name, cls in registry.items():
         formula = getattr(reference, name.lower())
         parameters = inspect.signature(cls).parameters
         options = {key: p.default for key, p in parameters.items() if key != "params"}

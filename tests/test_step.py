@@ -631,7 +631,7 @@ def test_options_stay_when_memory_for_the_states_runs_out(monkeypatch: pytest.Mo
     def out_of_memory(arrays: object, value: float, number: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("fastopt.optimizer._new_states", out_of_memory)
+    monkeypatch.setattr("fastopt.optimizers.base._new_states", out_of_memory)
     with pytest.raises(MemoryError):
         opt.param_groups[0]["momentum"] = 0.9
     assert opt.param_groups[0]["momentum"] == 0.0

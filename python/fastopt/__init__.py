@@ -20,8 +20,7 @@ from fastopt.norm import (
     rms_norm,
     rms_norm_backward,
 )
-from fastopt.optimizer import Optimizer
-from fastopt.optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
+from fastopt.optimizers import *
 from fastopt.reparametrization import (
     spectral_norm,
     spectral_norm_backward,
@@ -32,19 +31,12 @@ from fastopt.reparametrization import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "SGD",
-    "Adadelta",
-    "Adagrad",
-    "Adam",
-    "AdamW",
     "BatchNorm",
     "ExponentialMovingAverage",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
-    "Optimizer",
     "RMSNorm",
-    "RMSprop",
     "batch_norm",
     "batch_norm_backward",
     "batch_renorm",
@@ -76,3 +68,4 @@ __all__ = [
     "weight_norm",
     "weight_norm_backward",
 ]
+__all__ += ["Optimizer", *Optimizer.registry]

@@ -51,13 +51,20 @@ def number(
             and (infinite or math.isfinite(result))
         ):
             return result
-    if high < math.inf:
-        expected = f"a number in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
-    else:
-        expected = "a number" if infinite else "a finite number"
-        if low > -math.inf:
-            expected += f" {'>' if above else '>='} {low:g}"
+    expected = expected_number(low, high, above=above, below=below, infinite=infinite)
     raise error(f"{where} is {shown(value)}, expected {expected}")
+
+
+def expected_number(
+    low: float, high: float, *, above: bool = False, below: bool = False, infinite: bool = False
+) -> str:
+    """Return what `number` with these arguments expects, in words."""
+    if high < math.inf:
+        return f"a number in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
+    expected = "a number" if infinite else "a finite number"
+    if low > -math.inf:
+        expected += f" {'>' if above else '>='} {low:g}"
+    return expected
 
 
 def integer(where: str, value: Any, low: int | None = None, high: int | None = None) -> int:

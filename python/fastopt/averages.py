@@ -293,6 +293,28 @@ class ExponentialMovingAverage:
         return live
 
 
+def ema(p: Array, g: Array, *, t: int, decay: float, bias_correction: bool = True) -> Array:
+    """
+    One update of `fastopt.ExponentialMovingAverage`: the average p takes in the value g.
+
+    p = p + c (g - p) for c = (1 - decay) / (1 - decay^t), or c = 1 - decay without
+    ``bias_correction``. Where c is above 1/2 that is g + (1 - c) (p - g), and an infinity stays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ema(np.array([10.0]), np.array([40.0]), t=5, decay=0.75, bias_correction=False)
+    array([17.5])
+    """
+    dtype = np.asarray(p).dtype.type
+    c = (1 - decay) / (1 - decay**t) if bias_correction else 1 - decay
+    share, rest = dtype(c), dtype(1 - c)
+    start, end, part = (p, g, share) if share < rest else (g, p, rest)
+    with np.errstate(all="ignore"):
+        moved = start + (part * end - part * start)
+        return np.where(np.isfinite(p) & np.isfinite(g), moved, p + g)
+
+
 def exponential_moving_average(
     values: ArrayLike, decay: float, *, bias_correction: bool = True
 ) -> Array:

@@ -7,6 +7,11 @@ the kernels bit for bit when subnormals are preserved
 (``fastopt.set_config(denormals="preserve")``).
 """
 
+import sys
+from typing import TYPE_CHECKING, Any
+
+from fastopt.averages import ema
+from fastopt.optimizers import Optimizer
 from fastopt.reference.losses import log_softmax, mse, softmax, softmax_cross_entropy
 from fastopt.reference.norm import (
     batch_norm,
@@ -23,13 +28,23 @@ from fastopt.reference.norm import (
     spectral_norm,
     weight_norm,
 )
-from fastopt.reference.optimizers import adadelta, adagrad, adam, adamw, ema, rmsprop, sgd
+
+# The function of an optimizer stands beside its class, and has its name.
+_OPTIMIZERS = {
+    name: function
+    for cls in Optimizer.registry.values()
+    for name, function in vars(sys.modules[cls.__module__]).items()
+    if name.replace("_", "") == cls.__name__.lower() and name != cls.__name__
+}
+globals().update(_OPTIMIZERS)
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...
+
 
 __all__ = [
-    "adadelta",
-    "adagrad",
-    "adam",
-    "adamw",
+    *_OPTIMIZERS,
     "batch_norm",
     "batch_norm_backward",
     "batch_renorm",
@@ -43,9 +58,7 @@ __all__ = [
     "mse",
     "rms_norm",
     "rms_norm_backward",
-    "rmsprop",
     "running_average",
-    "sgd",
     "softmax",
     "softmax_cross_entropy",
     "spectral_norm",

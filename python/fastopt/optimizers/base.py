@@ -7,7 +7,6 @@ import math
 import weakref
 from bisect import bisect_left, bisect_right
 from collections.abc import (
-    Callable,
     Iterable,
     Iterator,
     Mapping,
@@ -15,52 +14,24 @@ from collections.abc import (
     MutableSequence,
     Sequence,
 )
-from functools import partial
 from numbers import Real
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _core
-from fastopt._checks import number, shown, switch
+from fastopt._checks import number, shown
+from fastopt.optimizers.options import Range, Schedule
 
 ArrayTree: TypeAlias = Any
 """An array, a mapping or a sequence of arrays, or any nesting of them."""
 
-Schedule: TypeAlias = Callable[[int], float]
-"""The learning rate after so many completed steps."""
-
-Check: TypeAlias = Callable[[str, Any], Any]
-"""Returns the value in its own type, or raises with a message that begins with the text."""
+Array: TypeAlias = NDArray[Any]
 
 _RULES = _core.rules()
 _MOST_STEPS = 1 << 62  # a count has room for more
-
-
-def _rate(where: str, value: Any) -> float | Schedule:
-    if callable(value):
-        schedule: Schedule = value
-        return schedule
-    return number(where, value, 0.0)
-
-
-def _betas(where: str, value: Any) -> tuple[float, float]:
-    message = f"{where} is {shown(value)}, expected two numbers in [0, 1)"
-    if not isinstance(value, (tuple, list)):
-        raise TypeError(message)
-    if len(value) != 2:
-        raise ValueError(message)
-    try:
-        beta1, beta2 = (number(where, beta, 0.0, 1.0, below=True) for beta in value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(message) from None
-    return beta1, beta2
-
-
-_non_negative = partial(number, low=0.0)
-_fraction = partial(number, low=0.0, high=1.0)
 
 
 # A processor takes a load for the reload of a store before it that is a multiple of a page away,
@@ -132,6 +103,18 @@ def _meant(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def _constants(rule: str, options: Mapping[str, Any]) -> dict[str, float]:
+    """The coefficients of a rule that are hyper-parameters, ``beta1`` of ``betas``, or 1 minus."""
+    values = {"grad_scale": -1.0 if options["maximize"] else 1.0}
+    for name, value in options.items():
+        if isinstance(value, tuple):
+            values.update({f"{name[:-1]}{i}": item for i, item in enumerate(value, 1)})
+        elif isinstance(value, (bool, float)):
+            values[name] = float(value)
+    values.update({f"one_minus_{name}": 1 - value for name, value in values.items()})
+    return {name: values[name] for name in _RULES[rule][1] if name in values}
+
+
 class ParamGroup(MutableMapping[str, Any]):
     """
     The hyper-parameters of one group: a mapping that checks what is set, plus ``params``.
@@ -201,38 +184,21 @@ class Optimizer:
     container holds then. ``params["W"] = new_array`` of the same shape and dtype is followed, and
     goes on with the state of the name ``"W"``.
 
-    A class derived from an optimizer may have hyper-parameters of its own: those that it passes to
-    ``Optimizer.__init__``. They can be set per group, and are saved, as all others.
+    The signature of a class declares its hyper-parameters: the annotations hold their ranges, and
+    ``super().__init__(params, locals())`` passes the values on. A class that a user derives from an
+    optimizer may have some of its own, checked where a `fastopt.optimizers.options.Range` stands in
+    ``Annotated[...]``. They can be set per group, and are saved, as all others.
 
     Attributes
     ----------
     registry : dict
         The optimizers of this library by name.
-    checks : mapping of str to callable
-        ``check(where, value)`` returns the value of a hyper-parameter in its own type, or raises
-        TypeError or ValueError with a message that begins with ``where``. A derived class has
-        those of its bases and adds its own; without one, any value will do.
+    ranges : mapping of str to Range
+        Those of the hyper-parameters by name.
     """
 
     registry: ClassVar[dict[str, type[Optimizer]]] = {}
-    checks: ClassVar[Mapping[str, Check]] = {
-        "alpha": _fraction,
-        "amsgrad": switch,
-        "betas": _betas,
-        "centered": switch,
-        "dampening": number,
-        "eps": _non_negative,
-        "initial_accumulator_value": _non_negative,
-        "lr": _rate,
-        "lr_decay": _non_negative,
-        "maximize": switch,
-        "momentum": _non_negative,
-        "nesterov": switch,
-        "rho": _fraction,
-        "root_mean_square": switch,
-        "weight_decay": _non_negative,
-        "zero_start": switch,
-    }
+    ranges: ClassVar[Mapping[str, Range]] = {}
 
     # States that come with an option; they outlive it, and go on from there when it comes back.
     _optional_states: ClassVar[tuple[str, ...]] = ()
@@ -247,14 +213,28 @@ class Optimizer:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        bases = [vars(base).get("checks", {}) for base in reversed(cls.__mro__)]
-        cls.checks = {name: check for checks in bases for name, check in checks.items()}
+        try:
+            hints = get_type_hints(cls.__init__, include_extras=True)
+        except NameError:  # a user's, for type checkers alone
+            hints = {}
+        declared = {
+            name: part
+            for name, hint in hints.items()
+            for part in getattr(hint, "__metadata__", ())
+            if isinstance(part, Range)
+        }
+        cls.ranges = {**cls.ranges, **declared}
         if cls.__module__.startswith("fastopt."):
             Optimizer.registry[cls.__name__] = cls
 
-    def __init__(self, params: ArrayTree | None, **options: Any) -> None:
-        self._defaults = options
-        self._defaults = self._checked(options)
+    def __init__(self, params: ArrayTree | None, options: Mapping[str, Any]) -> None:
+        """Bind the parameters, if there are any; `options` are the locals of ``__init__``."""
+        self._defaults = {
+            name: value
+            for name, value in options.items()
+            if name not in ("self", "params", "__class__")
+        }
+        self._defaults = self._checked(self._defaults)
         self._forget()
         if params is not None:
             self._bind(params)
@@ -277,15 +257,15 @@ class Optimizer:
         """The name of the kernel."""
         raise NotImplementedError
 
-    def _constants(self, options: Mapping[str, Any]) -> dict[str, float]:
-        """The kernel's coefficients that do not change from step to step, by name."""
-        raise NotImplementedError
-
     def _coefficients(
         self, options: Mapping[str, Any], lr: float, t: int, started: bool
     ) -> dict[str, float]:
-        """The others, in the t-th step (from 1 on) of arrays whose state has made one or not."""
-        raise NotImplementedError
+        """
+        The kernel's coefficients of the t-th step (from 1 on) of arrays whose state is new or not.
+
+        But for those that are a hyper-parameter, or one minus it: these come by their names.
+        """
+        return {"lr": lr}
 
     def _initial(self, state: str, options: Mapping[str, Any]) -> float | None:
         """What a new state is filled with; None, and zeros, for one that its first step makes."""
@@ -700,8 +680,9 @@ class Optimizer:
             if name not in self._defaults:
                 meant = _meant(name, self._defaults)
                 raise ValueError(f"{caller}: unknown hyper-parameter {name!r}{meant}")
-            check = self.checks.get(name)
-            checked[name] = value if check is None else check(f"{caller}: {name}", value)
+            declared = self.ranges.get(name)
+            where = f"{caller}: {name}"
+            checked[name] = value if declared is None else declared.check(where, value)
         self._check_together(checked)
         return checked
 
@@ -827,7 +808,7 @@ class Optimizer:
                         arrays = _new_states(mine, self._initial(name, options) or 0.0, position)
                     for state, array in zip(new, arrays, strict=True):
                         state[name] = array
-            prepared.append((group, options, rule, self._constants(options), new))
+            prepared.append((group, options, rule, _constants(rule, options), new))
         # Nothing is changed before this point: memory for the states may have run out.
         for group, options, rule, constants, new in prepared:
             plan.set_constants(group._index, rule, constants)

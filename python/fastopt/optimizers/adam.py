@@ -1,0 +1,227 @@
+"""Adam, and Adam with decoupled weight decay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastopt.optimizers.base import Array, ArrayTree, Optimizer
+from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
+
+__all__ = ["Adam", "AdamW"]
+
+
+class Adam(Optimizer):
+    """
+    Adam: momentum and RMSprop, both corrected for their start at zero.
+
+    ::
+
+        m = beta1 m + (1 - beta1) g        m_hat = m / (1 - beta1^t)
+        v = beta2 v + (1 - beta2) g^2      v_hat = v / (1 - beta2^t)
+        p = p - lr m_hat / (sqrt(v_hat) + eps)
+
+    With ``amsgrad``, the largest v so far takes the place of v.
+
+    Parameters
+    ----------
+    params : array or tree of arrays, optional
+        As for `SGD`.
+    lr : float or callable, default 1e-3
+        Learning rate, at least 0, or a schedule.
+    betas : tuple of two floats, default (0.9, 0.999)
+        Decay of the two averages, each in [0, 1).
+    eps : float, default 1e-8
+        At least 0.
+    weight_decay : float, default 0.0
+        L2 regularization, at least 0.
+    amsgrad : bool, default False
+    maximize : bool, default False
+        Ascend.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyper-parameter is out of its range or an array cannot be changed in place.
+
+    References
+    ----------
+    Kingma, Ba, Adam: a method for stochastic optimization, 2015; amsgrad: Reddi, Kale, Kumar, On
+    the convergence of Adam and beyond, 2018.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, 1.0], dtype=np.float32)
+    >>> opt = fastopt.Adam(w, lr=0.1)
+    >>> opt.step(np.array([100.0, 0.01], dtype=np.float32))
+    >>> w.round(4)
+    array([0.9, 0.9], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        params: ArrayTree | None = None,
+        lr: Rate = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        amsgrad: Switch = False,
+        *,
+        maximize: Switch = False,
+    ) -> None:
+        super().__init__(params, locals())
+
+    _optional_states = ("max_exp_avg_sq",)
+
+    def _rule(self, options: Mapping[str, Any]) -> str:
+        return "adam_amsgrad" if options["amsgrad"] else "adam"
+
+    def _coefficients(
+        self, options: Mapping[str, Any], lr: float, t: int, started: bool
+    ) -> dict[str, float]:
+        beta1, beta2 = options["betas"]
+        return {
+            "decay": 1.0,
+            "step_size": lr / (1 - beta1**t),
+            "root_correction": 1 / math.sqrt(1 - beta2**t),
+        }
+
+
+class AdamW(Adam):
+    """
+    Adam with decoupled weight decay: p = (1 - lr weight_decay) p before Adam's step.
+
+    The decay does not pass through the averages, and so is not divided by sqrt(v).
+
+    Parameters
+    ----------
+    params, lr, betas, eps, amsgrad, maximize
+        As for `Adam`.
+    weight_decay : float, default 1e-2
+        At least 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyper-parameter is out of its range or an array cannot be changed in place.
+
+    References
+    ----------
+    Loshchilov, Hutter, Decoupled weight decay regularization, 2019.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, 2.0])
+    >>> fastopt.AdamW(w, lr=0.1, weight_decay=0.5).step(np.zeros(2))
+    >>> w
+    array([0.95, 1.9 ])
+    """
+
+    def __init__(
+        self,
+        params: ArrayTree | None = None,
+        lr: Rate = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 1e-2,
+        amsgrad: Switch = False,
+        *,
+        maximize: Switch = False,
+    ) -> None:
+        Optimizer.__init__(self, params, locals())
+
+    def _coefficients(
+        self, options: Mapping[str, Any], lr: float, t: int, started: bool
+    ) -> dict[str, float]:
+        decay = 1 - lr * options["weight_decay"]
+        coefficients = super()._coefficients(options, lr, t, started)
+        return {**coefficients, "weight_decay": 0.0, "decay": decay}
+
+
+def adam(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    max_exp_avg_sq: Array | None = None,
+    *,
+    t: int,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: bool = False,
+    maximize: bool = False,
+) -> tuple[Array, ...]:
+    """
+    One step of `fastopt.Adam`: p = p - lr m_hat / (sqrt(v_hat) + eps).
+
+    m and v are the moving averages of g and g^2; the hats divide them by 1 - beta^t. With
+    ``max_exp_avg_sq`` (``amsgrad``) the largest v so far takes the place of v.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> p, m, v = adam(np.ones(1), np.full(1, 5.0), np.zeros(1), np.zeros(1), t=1, lr=0.1)
+    >>> p.round(6)
+    array([0.9])
+    """
+    g = (-g if maximize else g) + weight_decay * p
+    return _adam(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, t, lr, betas, eps, decay=1.0)
+
+
+def adamw(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    max_exp_avg_sq: Array | None = None,
+    *,
+    t: int,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    amsgrad: bool = False,
+    maximize: bool = False,
+) -> tuple[Array, ...]:
+    """
+    One step of `fastopt.AdamW`: Adam's, from the decayed parameter (1 - lr weight_decay) p.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> zero = np.zeros(1)
+    >>> adamw(np.ones(1), zero, zero, zero, t=1, lr=0.1, weight_decay=0.5)[0]
+    array([0.95])
+    """
+    g = -g if maximize else g
+    decay = 1 - lr * weight_decay
+    return _adam(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, t, lr, betas, eps, decay)
+
+
+def _adam(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    v_max: Array | None,
+    t: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
+) -> tuple[Array, ...]:
+    beta1, beta2 = betas
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * (g * g)
+    step_size = lr / (1 - beta1**t)
+    root_correction = 1 / math.sqrt(1 - beta2**t)
+    largest = v if v_max is None else np.maximum(v, v_max)
+    p = decay * p - step_size * m / (np.sqrt(largest) * root_correction + eps)
+    return (p, m, v) if v_max is None else (p, m, v, largest)

@@ -1,0 +1,131 @@
+"""
+The ranges of hyper-parameters: types for the signatures of the optimizers.
+
+``eps: NonNegative = 1e-8`` declares a hyper-parameter. Its range checks what a user gives, prints
+itself in the message, and offers the values that tests try: another one than the default, and some
+that it refuses.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
+
+from fastopt._checks import expected_number, number, shown, switch
+
+Schedule: TypeAlias = Callable[[int], float]
+"""The learning rate after so many completed steps."""
+
+
+class Range(ABC):
+    """What a hyper-parameter may be."""
+
+    @abstractmethod
+    def check(self, where: str, value: Any) -> Any:
+        """Return the value in its own type, or raise with a message that begins with `where`."""
+
+    @abstractmethod
+    def other(self, default: Any) -> Any:
+        """Return a value that makes another optimizer than the default."""
+
+    @abstractmethod
+    def bad(self) -> list[tuple[Any, type[Exception]]]:
+        """Return values that are refused, and how."""
+
+
+@dataclass(frozen=True)
+class Number(Range):
+    """A finite number from low (`above` it) to high (`below` it)."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    others: tuple[float, float] = (0.1, 0.3)
+
+    def __str__(self) -> str:
+        return expected_number(self.low, self.high, above=self.above, below=self.below)
+
+    def check(self, where: str, value: Any) -> Any:
+        return number(where, value, self.low, self.high, above=self.above, below=self.below)
+
+    def other(self, default: Any) -> Any:
+        return self.others[default == self.others[0]]
+
+    def bad(self) -> list[tuple[Any, type[Exception]]]:
+        outside = [math.nan, math.inf, -math.inf, 10**400]
+        if self.low > -math.inf:
+            outside.append(self.low if self.above else self.low - 0.5)
+        if self.high < math.inf:
+            outside.append(self.high if self.below else self.high + 0.5)
+        wrong = ["0.1", True, None, [0.1], 0.1j]
+        return [(value, ValueError) for value in outside] + [(value, TypeError) for value in wrong]
+
+
+class Scheduled(Number):
+    """The same, or a function that gives the number of every step."""
+
+    def check(self, where: str, value: Any) -> Any:
+        return value if callable(value) else super().check(where, value)
+
+
+@dataclass(frozen=True)
+class Several(Range):
+    """So many numbers of one range."""
+
+    count: int
+    each: Number
+
+    def __str__(self) -> str:
+        words = {2: "two", 3: "three"}
+        return f"{words[self.count]} numbers{str(self.each).removeprefix('a number')}"
+
+    def check(self, where: str, value: Any) -> Any:
+        message = f"{where} is {shown(value)}, expected {self}"
+        if not isinstance(value, (tuple, list)):
+            raise TypeError(message)
+        if len(value) != self.count:
+            raise ValueError(message)
+        try:
+            return tuple(self.each.check(where, item) for item in value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(message) from None
+
+    def other(self, default: Any) -> Any:
+        return tuple(map(self.each.other, default))
+
+    def bad(self) -> list[tuple[Any, type[Exception]]]:
+        good = self.other([None] * self.count)
+        places = [
+            ((*good[:i], value, *good[i + 1 :]), error)
+            for i in range(self.count)
+            for value, error in self.each.bad()
+        ]
+        return [*places, (good[1:], ValueError), (good[0], TypeError), (None, TypeError)]
+
+
+class OnOff(Range):
+    """A bool."""
+
+    def __str__(self) -> str:
+        return "a bool"
+
+    def check(self, where: str, value: Any) -> Any:
+        return switch(where, value)
+
+    def other(self, default: Any) -> Any:
+        return not default
+
+    def bad(self) -> list[tuple[Any, type[Exception]]]:
+        return [(value, TypeError) for value in (1, 0.0, None, "yes", [True])]
+
+
+Betas = Annotated[tuple[float, float], Several(2, Number(0.0, 1.0, below=True, others=(0.8, 0.95)))]
+Finite = Annotated[float, Number()]
+Fraction = Annotated[float, Number(0.0, 1.0, others=(0.8, 0.9))]
+NonNegative = Annotated[float, Number(0.0)]
+Rate = Annotated[float | Schedule, Scheduled(0.0, others=(0.05, 0.02))]
+Switch = Annotated[bool, OnOff()]
