@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -70,9 +70,72 @@ def test_step_scales_with_the_parameters(k: int | None) -> None:
     np.testing.assert_allclose(point.eigenvalues[[0, -1]], x[[0, -1]], rtol=1e-9)
 
 
-@pytest.mark.parametrize(("relative", "kind"), [(0.9e-6, "degenerate"), (1.1e-6, "minimum")])
-def test_zero_tolerance(relative: float, kind: str) -> None:
-    assert critical_point(lambda x: np.array([5, 5 * relative]) * x, np.zeros(2)).kind == kind
+@pytest.mark.parametrize(
+    ("relative", "kind"),
+    [
+        (0.99e-6, "degenerate"),
+        (1.01e-6, "minimum"),
+        (-0.99e-6, "degenerate"),
+        (-1.01e-6, "saddle"),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_zero_tolerance(relative: float, kind: str, sign: int) -> None:
+    gradient = sign * np.array([5, 5 * relative])
+    point = critical_point(lambda x: gradient * x, np.zeros(2))
+    assert point.kind == (kind.replace("minimum", "maximum") if sign < 0 else kind)
+    negative = np.sum(gradient < -5e-6)
+    assert (point.escape_direction is not None) == (negative > 0)
+    assert point.minimum_ratio == np.mean(gradient > 5e-6)
+
+
+@pytest.mark.parametrize(("relative", "kind"), [(0.99, "minimum"), (1.01, "not critical")])
+@pytest.mark.parametrize("norm", [0.1, 1.0, 1e3])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_gradient_tolerance(relative: float, kind: str, norm: float, sign: int) -> None:
+    # A slope of 1e-5 times the largest curvature, 2, and the norm of the parameters above 1.
+    x = norm * np.array([0.6, 0.8])
+    slope = np.array([2e-5 * relative * max(1, norm), 0])
+    point = critical_point(lambda p: sign * (np.array([2, 1]) * (p - x) + slope), x)
+    assert point.kind == (kind if sign > 0 else kind.replace("minimum", "maximum"))
+
+
+class Weights(NamedTuple):
+    W: Any
+    b: Any
+
+
+def test_namedtuples_come_back() -> None:
+    weights = Weights(np.zeros((2, 1), np.float32), np.array(0.0))
+
+    def grad_fn(p: Weights) -> Weights:
+        assert type(p) is Weights
+        return Weights(2 * p.W, -2 * p.b)
+
+    direction = critical_point(grad_fn, weights).escape_direction
+    assert type(direction) is Weights
+    assert (direction.W.shape, direction.b.shape) == ((2, 1), ())
+    assert type(direction.b) is np.ndarray
+    escape(weights, critical_point(grad_fn, weights), step=0.5)
+    assert weights.b == 0.5
+
+
+@pytest.mark.parametrize("k", [None, 1])
+def test_underflow_is_no_error(k: int | None) -> None:
+    curvatures = np.array([-3e-300, 1e-300, 2e-300])
+    w = np.array([1e-310, 0.0, 0.0])
+    with np.errstate(all="raise"):
+
+        def gradient(x: Any) -> Any:
+            with np.errstate(under="ignore"):
+                return curvatures * x
+
+        assert hessian(gradient, w).any()
+        point = critical_point(gradient, w, k=k)
+        assert point.kind == "saddle"
+        small = np.zeros(3, np.float32)
+        escape(small, point, step=1e-300)
+        assert not small.any()
 
 
 @pytest.mark.parametrize("k", [None, 1, 2])
@@ -246,6 +309,14 @@ SADDLE = critical_point(lecture_gradient, np.zeros(2))
 MINIMUM = critical_point(lambda x: x, np.zeros(2))
 
 
+untyped: Any = curvature  # where the type itself is wrong
+
+
+def descend(w: Any) -> Any:
+    w -= 0.1
+    return w
+
+
 def frozen() -> Any:
     w = np.zeros(2)
     w.flags.writeable = False
@@ -256,6 +327,21 @@ def frozen() -> Any:
     ("call", "error", "message"),
     [
         (lambda w: critical_point(lecture_gradient, w, k=0), ValueError, "k is 0"),
+        (lambda w: untyped.critical_point(lecture_gradient, w, k=1.5), TypeError, r"k is 1\.5"),
+        (lambda w: untyped.critical_point(None, w), TypeError, "critical_point: grad_fn is None"),
+        (lambda w: untyped.hessian(3, w), TypeError, "hessian: grad_fn is 3, expected a function"),
+        (lambda w: critical_point(descend, w), ValueError, "grad_fn changed the parameters"),
+        (lambda w: hessian(descend, w), ValueError, "grad_fn changed the parameters"),
+        (lambda w: escape(w, SADDLE, loss_fn=descend), ValueError, "loss_fn changed the param"),
+        (
+            lambda w: escape(w, SADDLE, loss_fn=lambda w: None),
+            TypeError,
+            "loss_fn's result is None",
+        ),
+        (lambda w: untyped.escape(w, SADDLE, loss_fn=1), TypeError, "escape: loss_fn is 1"),
+        (lambda w: untyped.escape(w, None), TypeError, "escape: point is None, expected what"),
+        (lambda w: untyped.escape(w, SADDLE, step="1"), TypeError, "step is '1'"),
+        (lambda w: escape(w, SADDLE, step=10**400), ValueError, "step is 1000"),
         (
             lambda w: critical_point(lambda x: x[:1], w),
             ValueError,

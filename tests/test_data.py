@@ -195,6 +195,7 @@ def test_units_do_not_matter(offset: float, scale: float, n: int) -> None:
         (lambda x: standardize(x, 2), ValueError, "axis is 2, expected an integer from -2 to 1"),
         (lambda x: untyped(x, "x"), TypeError, "axis is 'x', expected an integer"),
         (lambda x: untyped(x, (0, 1.5)), TypeError, r"axis is 1\.5, expected an integer"),
+        (lambda x: untyped(x, np.array(None)), TypeError, "axis is array"),
         (lambda x: standardize(x, 2**70), ValueError, "axis is 1180"),
         (
             lambda x: standardize(x, (0, -2)),

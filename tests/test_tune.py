@@ -19,6 +19,7 @@ from optuna.storages import RDBStorage
 
 from fastopt import tune
 
+untyped: Any = tune  # where the type itself is wrong
 SPACE: dict[str, tune.Dimension] = {
     "lr": tune.log_uniform(1e-4, 1.0),
     "beta": tune.one_minus_log_uniform(0.9, 0.999),
@@ -171,6 +172,36 @@ def test_refine_zooms_into_the_best(direction: Any) -> None:
     assert (np.diff(means) < 0).all(), "each round is better than the one before"
 
 
+@pytest.mark.parametrize(("n_trials", "best"), [(2, 2), (5, 2), (9, 3), (12, 3)])
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_every_round_draws_from_the_box_of_the_best_of_all_rounds(
+    n_trials: int, best: int, direction: Any
+) -> None:
+    study = tune.random_search(bowl, SPACE, n_trials, seed=7, refine=3, direction=direction)
+    rng = np.random.default_rng(7)
+    expected: list[dict[str, Any]] = []
+    space = SPACE
+    for _ in range(4):
+        for _ in range(n_trials):
+            expected.append({name: d.draw(rng) for name, d in space.items()})
+        tried = sorted(expected, key=bowl, reverse=direction == "maximize")[:best]
+        space = {name: d.zoom([point[name] for point in tried]) for name, d in SPACE.items()}
+    assert points(study) == expected
+
+
+def test_numbers_of_numpy_become_plain_ones() -> None:
+    low: Any = np.int64(2)
+    assert repr(tune.integer(low, 4)) == "integer(low=2, high=4)"
+    assert repr(untyped.uniform(np.float32(0.5), 1)) == "uniform(low=0.5, high=1.0)"
+    values: Any = [np.int64(3), np.float64(0.5), np.bool_(True), np.str_("a")]
+    assert repr(tune.choice(values)) == "choice(values=(3, 0.5, True, 'a'))"
+    n: Any = np.int64(2)
+    study = untyped.random_search(
+        lambda p: np.array(p["x"]), {"x": tune.integer(low, 4)}, n, seed=n
+    )
+    assert [trial.value for trial in study.trials] == [p["x"] for p in points(study)]
+
+
 def test_refine_keeps_the_whole_space_while_nothing_is_known() -> None:
     study = tune.random_search(lambda params: math.nan, SPACE, 3, seed=0, refine=1)
     assert points(study) == points(tune.random_search(bowl, SPACE, 6, seed=0))
@@ -247,9 +278,6 @@ def test_dimensions_need_no_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
         tune.random_search(bowl, SPACE, 1, seed=0)
 
 
-untyped: Any = tune  # where the type itself is wrong
-
-
 def search(*args: Any, **kwargs: Any) -> Any:
     return tune.random_search(bowl, *args, **{"seed": 0, **kwargs})
 
@@ -257,24 +285,44 @@ def search(*args: Any, **kwargs: Any) -> Any:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: tune.uniform(2.0, 1.0), ValueError, "uniform: the bounds are 2.0 and 1.0"),
-        (lambda: tune.uniform(0.0, math.inf), ValueError, "uniform: the bounds are 0.0 and inf"),
-        (lambda: tune.uniform(math.nan, 1.0), ValueError, "uniform: the bounds are nan and 1.0"),
-        (lambda: untyped.uniform("0", 1.0), TypeError, "uniform: a bound is '0', expected real"),
-        (lambda: tune.log_uniform(0.0, 1.0), ValueError, "expected 0.0 < low <= high"),
-        (lambda: tune.one_minus_log_uniform(0.9, 1.0), ValueError, "low <= high < 1.0"),
-        (lambda: untyped.integer(1, 2.5), TypeError, "integer: a bound is 2.5, expected integral"),
-        (lambda: tune.integer(5, 2), ValueError, "integer: the bounds are 5 and 2"),
+        (lambda: tune.uniform(2.0, 1.0), ValueError, r"uniform: low is 2\.0 and high 1\.0"),
+        (lambda: tune.uniform(-1e308, 1e308), ValueError, r"low is -1e\+308 and high 1e\+308"),
+        (lambda: tune.uniform(0.0, math.inf), ValueError, "uniform: high is inf, expected a fin"),
+        (lambda: tune.uniform(math.nan, 1.0), ValueError, "uniform: low is nan, expected a fin"),
+        (lambda: tune.uniform(0, 10**400), ValueError, "uniform: high is 1000"),
+        (lambda: untyped.uniform("0", 1.0), TypeError, "uniform: low is '0', expected a finite"),
+        (lambda: tune.log_uniform(0.0, 1.0), ValueError, r"low is 0\.0, expected a .* number > 0"),
+        (lambda: tune.one_minus_log_uniform(0.9, 1.0), ValueError, r"high is 1\.0, .* number < 1"),
+        (lambda: untyped.integer(1, 2.5), TypeError, r"integer: high is 2\.5, expected an integer"),
+        (lambda: tune.integer(5, 2), ValueError, "integer: low is 5 and high 2"),
+        (lambda: tune.integer(0, 10**400), ValueError, "integer: high is 1000"),
         (lambda: tune.choice([]), ValueError, "choice: values is empty"),
         (lambda: tune.choice("abc"), TypeError, "choice: values is 'abc', expected a sequence"),
         (lambda: untyped.choice(3), TypeError, "choice: values is 3, expected a sequence"),
-        (lambda: untyped.choice([(1, 2)]), TypeError, r"choice: a value is \(1, 2\)"),
+        (lambda: untyped.choice([1, (1, 2)]), TypeError, r"choice: values\[1\] is \(1, 2\)"),
+        (lambda: untyped.random_search(1, SPACE, 1, seed=0), TypeError, "objective is 1, expected"),
         (lambda: search({}, 1), ValueError, "space is empty"),
+        (lambda: search([tune.uniform(0, 1)], 1), TypeError, r"space is \[.*, expected a mapping"),
         (lambda: search({"lr": (0, 1)}, 1), TypeError, r"space\['lr'\] is \(0, 1\)"),
-        (lambda: search(SPACE, 0), ValueError, "n_trials is 0, expected at least 1"),
-        (lambda: search(SPACE, 1, refine=-1), ValueError, "refine is -1, expected at least 0"),
-        (lambda: search(SPACE, 1, n_jobs=-1), ValueError, "n_jobs is -1, expected at least 1"),
-        (lambda: search(SPACE, 1, direction="up"), ValueError, "direction is 'up'"),
+        (lambda: search({1: tune.uniform(0, 1)}, 1), TypeError, r"space\[1\] .* name, a str"),
+        (lambda: search(SPACE, 0), ValueError, "n_trials is 0, expected an integer >= 1"),
+        (lambda: search(SPACE, 1.0), TypeError, r"n_trials is 1\.0, expected an integer"),
+        (lambda: search(SPACE, 1, seed=-1), ValueError, "seed is -1, expected an integer >= 0"),
+        (lambda: search(SPACE, 1, seed=None), TypeError, "seed is None, expected an integer"),
+        (lambda: search(SPACE, 1, refine=-1), ValueError, "refine is -1, expected an integer >= 0"),
+        (lambda: search(SPACE, 1, n_jobs=-1), ValueError, "n_jobs is -1, expected an integer >= 1"),
+        (lambda: search(SPACE, 1, direction="up"), ValueError, "direction is 'up', expected 'min"),
+        (lambda: search(SPACE, 1, storage=5), TypeError, "storage is 5, expected a URL"),
+        (
+            lambda: untyped.random_search(lambda params: None, SPACE, 1, seed=0),
+            TypeError,
+            "objective's result is None, expected a number",
+        ),
+        (
+            lambda: tune.random_search(lambda params: 10**400, SPACE, 1, seed=0),
+            ValueError,
+            "objective's result is 1000.*, expected a number",
+        ),
     ],
 )
 def test_bad_inputs(call: Any, error: type[Exception], message: str) -> None:

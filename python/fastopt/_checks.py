@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -59,12 +59,23 @@ def expected_number(
     low: float, high: float, *, above: bool = False, below: bool = False, infinite: bool = False
 ) -> str:
     """Return what `number` with these arguments expects, in words."""
+    if high < math.inf and low == -math.inf:
+        return f"a finite number {'<' if below else '<='} {high:g}"
     if high < math.inf:
         return f"a number in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
     expected = "a number" if infinite else "a finite number"
     if low > -math.inf:
         expected += f" {'>' if above else '>='} {low:g}"
     return expected
+
+
+def scalar(where: str, value: Any) -> float:
+    """Return what a function has computed as a float: nan, infinities and 0-d arrays too."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, Real) and value != value:
+        return math.nan
+    return number(where, value, infinite=True)
 
 
 def integer(where: str, value: Any, low: int | None = None, high: int | None = None) -> int:
@@ -83,7 +94,7 @@ def integer(where: str, value: Any, low: int | None = None, high: int | None = N
 
 def axes(where: str, value: Any, ndim: int) -> tuple[int, ...]:
     """Return one axis or several of an array of ndim axes, counted from its first."""
-    values = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    values = value if np.iterable(value) and not isinstance(value, str) else (value,)
     result = tuple(integer(where, axis, -ndim, ndim - 1) % ndim for axis in values)
     if len(set(result)) < len(result):
         raise ValueError(f"{where} is {shown(value)}, expected every axis once")
@@ -98,6 +109,12 @@ def generator(where: str, value: Any) -> np.random.Generator:
         f"{where} is {shown(value)}, expected a np.random.Generator: "
         "np.random.default_rng(seed) makes one"
     )
+
+
+def function(where: str, value: Any) -> None:
+    """Check that a value can be called."""
+    if not callable(value):
+        raise TypeError(f"{where} is {shown(value)}, expected a function")
 
 
 def switch(where: str, value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, TypeAlias
 
@@ -140,3 +140,23 @@ def unflatten(vector: Vector, like: Tree) -> Any:
     return rebuild(
         like, (piece.reshape(array.shape) for piece, array in zip(pieces, arrays, strict=True))
     )
+
+
+def evaluate(name: str, function: Callable[[Any], Any], vector: Vector, like: Tree) -> Any:
+    """Return `function` of `unflatten`, which it may not change; `name` is its name in errors."""
+    argument = vector.copy()
+    result = function(unflatten(argument, like))
+    if not np.array_equal(argument, vector, equal_nan=True):
+        raise ValueError(
+            f"{name} changed the parameters that it was given: let it work on a copy of them"
+        )
+    return result
+
+
+@np.errstate(all="ignore")
+def norm(vector: Vector) -> float:
+    """Return the Euclidean norm: the squares neither overflow nor vanish."""
+    largest = np.max(np.abs(vector), initial=0.0)
+    if largest == 0 or not np.isfinite(largest):
+        return float(largest)
+    return float(largest * np.linalg.norm(vector / largest))

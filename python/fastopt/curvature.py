@@ -8,7 +8,17 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from fastopt._tree import Tree, Vector, flatten, flatten_like, named_arrays, unflatten
+from fastopt import _checks
+from fastopt._tree import (
+    Tree,
+    Vector,
+    evaluate,
+    flatten,
+    flatten_like,
+    named_arrays,
+    norm,
+    unflatten,
+)
 
 __all__ = [
     "DENSE_LIMIT",
@@ -108,15 +118,7 @@ def hessian(grad_fn: Callable[[Any], Any], params: Tree) -> Vector:
     array([[6., 2.],
            [2., 0.]])
     """
-    point = flatten(params)
-    gradient = _gradient_of_vector(grad_fn, params)
-    matrix = np.empty((point.size, point.size))
-    for i in range(point.size):
-        step = np.zeros_like(point)
-        step[i] = _EPS * max(1.0, abs(point[i]))
-        above, below = point + step, point - step
-        matrix[i] = (gradient(above) - gradient(below)) / (above[i] - below[i])
-    return (matrix + matrix.T) / 2
+    return _dense(_gradient_of_vector("hessian", grad_fn, params), flatten(params))
 
 
 def critical_point(
@@ -190,23 +192,23 @@ def critical_point(
     >>> point.eigenvalues.round(6), point.escape_direction.round(6)
     (array([-2.,  2.]), array([0.707107, 0.707107]))
     """
-    if k is not None and k < 1:
-        raise ValueError(f"k is {k!r}, expected at least 1")
+    if k is not None:
+        k = _checks.integer("critical_point: k", k, 1)
     point = flatten(params)
-    gradient = _gradient_of_vector(grad_fn, params)
-    slope = np.linalg.norm(gradient(point))
+    gradient = _gradient_of_vector("critical_point", grad_fn, params)
+    slope = norm(gradient(point))
 
     n = point.size
     if n <= DENSE_LIMIT if k is None else 2 * k >= n:
-        eigenvalues, eigenvectors = np.linalg.eigh(hessian(grad_fn, params))
+        eigenvalues, eigenvectors = np.linalg.eigh(_dense(gradient, point))
     else:
         eigenvalues, eigenvectors = _lanczos(gradient, point, 6 if k is None else k)
 
-    lowest, highest = eigenvalues[0], eigenvalues[-1]
+    lowest, highest = float(eigenvalues[0]), float(eigenvalues[-1])
     scale = max(abs(lowest), abs(highest))
     zero = ZERO_TOLERANCE * scale
     kind: Kind
-    if slope > GRADIENT_TOLERANCE * scale * max(1.0, float(np.linalg.norm(point))):
+    if slope > GRADIENT_TOLERANCE * scale * max(1.0, norm(point)):
         kind = "not critical"
     elif lowest < -zero and highest > zero:
         kind = "saddle"
@@ -281,20 +283,27 @@ def escape(
     >>> print(w.round(6), loss(w).round(6))
     [0.353553 0.353553] 0.765625
     """
+    if not isinstance(point, CriticalPoint):
+        raise TypeError(
+            f"escape: point is {_checks.shown(point)}, expected what critical_point returns"
+        )
     if point.escape_direction is None:
         raise ValueError(f"point ({point.kind}) has no escape direction: no eigenvalue is negative")
-    if not (np.isfinite(step) and step > 0):
-        raise ValueError(f"step is {step!r}, expected a positive length")
+    step = _checks.number("escape: step", step, 0.0, above=True)
     arrays = named_arrays(params)
     for name, array in arrays.items():
         if not array.flags.writeable:
             raise ValueError(f"params[{name!r}] is read-only")
-    move = step * flatten_like(point.escape_direction, params, "point.escape_direction")
+    direction = flatten_like(point.escape_direction, params, "point.escape_direction")
+    with np.errstate(under="ignore"):
+        move = step * direction
 
     if loss_fn is not None:
+        _checks.function("escape: loss_fn", loss_fn)
         here = flatten(params)
         loss, plus, minus = (
-            float(loss_fn(unflatten(vector, params))) for vector in (here, here + move, here - move)
+            _checks.scalar("loss_fn's result", evaluate("loss_fn", loss_fn, vector, params))
+            for vector in (here, here + move, here - move)
         )
         if not (plus < loss or minus < loss):
             raise ValueError(
@@ -304,13 +313,24 @@ def escape(
         if minus < plus or plus != plus:
             move = -move
 
-    for name, change in named_arrays(unflatten(move, params)).items():
-        arrays[name] += change.astype(arrays[name].dtype)
+    with np.errstate(under="ignore"):
+        moved = {
+            name: arrays[name] + change.astype(arrays[name].dtype)
+            for name, change in named_arrays(unflatten(move, params)).items()
+        }
+    for name, array in moved.items():
+        arrays[name][...] = array
 
 
-def _gradient_of_vector(grad_fn: Callable[[Any], Any], params: Tree) -> Callable[[Vector], Vector]:
+def _gradient_of_vector(
+    caller: str, grad_fn: Callable[[Any], Any], params: Tree
+) -> Callable[[Vector], Vector]:
+    _checks.function(f"{caller}: grad_fn", grad_fn)
+    errors = np.geterr()  # of the caller: our own underflows are none
+
     def gradient(vector: Vector) -> Vector:
-        grads = grad_fn(unflatten(vector, params))
+        with np.errstate(**errors):
+            grads = evaluate("grad_fn", grad_fn, vector, params)
         result = flatten_like(grads, params)
         for name, array in named_arrays(grads, "grads").items():
             if array.dtype.itemsize < 8:
@@ -325,6 +345,19 @@ def _gradient_of_vector(grad_fn: Callable[[Any], Any], params: Tree) -> Callable
     return gradient
 
 
+@np.errstate(all="ignore")
+def _dense(gradient: Callable[[Vector], Vector], point: Vector) -> Vector:
+    """Return the Hessian, symmetric."""
+    matrix = np.empty((point.size, point.size))
+    for i in range(point.size):
+        step = np.zeros_like(point)
+        step[i] = _EPS * max(1.0, abs(point[i]))
+        above, below = point + step, point - step
+        matrix[i] = (gradient(above) - gradient(below)) / (above[i] - below[i])
+    return (matrix + matrix.T) / 2
+
+
+@np.errstate(all="ignore")
 def _lanczos(gradient: Callable[[Vector], Vector], point: Vector, k: int) -> tuple[Vector, Vector]:
     """Return the k lowest and the k highest eigenvalues, ascending, and their eigenvectors."""
     try:
@@ -334,10 +367,10 @@ def _lanczos(gradient: Callable[[Vector], Vector], point: Vector, k: int) -> tup
             f"critical_point with {point.size} parameters and k={k} needs SciPy: "
             "pip install 'fastopt[curvature]'"
         ) from error
-    h = _EPS * max(1.0, float(np.linalg.norm(point)))
+    h = _EPS * max(1.0, norm(point))
 
     def product(vector: Vector) -> Vector:
-        length = np.linalg.norm(vector)
+        length = norm(vector)
         step = h / length * vector
         return (gradient(point + step) - gradient(point - step)) * (length / (2 * h))
 
@@ -346,8 +379,8 @@ def _lanczos(gradient: Callable[[Vector], Vector], point: Vector, k: int) -> tup
     start = np.random.default_rng(0).standard_normal(point.size)
     vector, shift = start, 0.0
     for _ in range(20):
-        vector = product(vector / np.linalg.norm(vector))
-        shift = 2 * float(np.linalg.norm(vector))
+        vector = product(vector / norm(vector))
+        shift = 2 * norm(vector)
         if shift == 0:  # the gradient is constant
             return np.zeros(2 * k), np.eye(point.size, 2 * k)
     eigenvalues, eigenvectors = eigsh(

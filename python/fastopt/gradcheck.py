@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from fastopt import _checks
-from fastopt._tree import Tree, Vector, flatten, flatten_like, named_arrays, unflatten
+from fastopt._tree import (
+    Tree,
+    Vector,
+    evaluate,
+    flatten,
+    flatten_like,
+    named_arrays,
+    norm,
+    unflatten,
+)
 
 __all__ = ["EPS", "RESOLUTION", "THRESHOLD", "GradientCheck", "WorstEntry", "check_gradient"]
 
@@ -206,22 +215,14 @@ def check_gradient(
     >>> print(check.worst)
     W[1]: analytic 3, numeric 2
     """
-    if not callable(fn):
-        raise TypeError(
-            f"check_gradient: fn is {_checks.shown(fn)}, expected a function of the parameters"
-        )
+    _checks.function("check_gradient: fn", fn)
     eps = _checks.number("check_gradient: eps", eps, _UNIT)
     if samples is not None:
         samples = _checks.integer("check_gradient: samples", samples, 1)
     point = flatten(params)
 
-    def evaluate() -> tuple[float, Any]:
-        argument = point.copy()
-        result = fn(unflatten(argument, params))
-        if not np.array_equal(argument, point, equal_nan=True):
-            raise ValueError(
-                "fn changed the parameters that it was given: let it work on a copy of them"
-            )
+    def loss_and_gradients() -> tuple[float, Any]:
+        result = evaluate("fn", fn, point, params)
         if (isinstance(result, tuple) and len(result) == 2) != (grads is None):
             expected = "(loss, grads), as no grads are given" if grads is None else "the loss alone"
             raise TypeError(f"fn returned {_checks.shown(result)}, expected {expected}")
@@ -229,9 +230,9 @@ def check_gradient(
         return _scalar(loss), analytic
 
     # `fn` may reuse its gradient buffers, so these are copied before it is called again.
-    here, gradient = evaluate()
+    here, gradient = loss_and_gradients()
     gradient = flatten_like(gradient, params)
-    again, _ = evaluate()
+    again, _ = loss_and_gradients()
     if abs(here - again) > 1e-10 * abs(here):  # a sum by threads may be rounded in another order
         raise ValueError(
             f"fn returned the losses {here!r} and {again!r} at the same parameters: if it draws "
@@ -243,9 +244,9 @@ def check_gradient(
         center = float(x[index])
         step = relative * max(1.0, abs(center))
         x[index] = above = center + step
-        loss_above, _ = evaluate()
+        loss_above, _ = loss_and_gradients()
         x[index] = below = center - step
-        loss_below, _ = evaluate()
+        loss_below, _ = loss_and_gradients()
         x[index] = center
         h = (above - below) / 2  # as it was rounded
         return (
@@ -262,7 +263,7 @@ def check_gradient(
         losses = []
         for i in range(16):
             point[:] = start + i * stride * np.maximum(1, np.abs(start))
-            losses.append(evaluate()[0])
+            losses.append(loss_and_gradients()[0])
         point[:] = start
         with np.errstate(all="ignore"):
             differences = np.abs(np.diff(losses, 6)) / math.sqrt(924)
@@ -304,17 +305,17 @@ def check_gradient(
         return _excess(numeric, analytic, resolution, first[:, 1])
 
     order = np.argsort(-excess())
-    sigma = noise() if _norm(excess()) > THRESHOLD else 0.0
+    sigma = noise() if norm(excess()) > THRESHOLD else 0.0
     for i, place in enumerate(order):
         confirmed = np.max(excess()[order[:i]], initial=0.0)
-        if _norm(excess()) <= THRESHOLD or confirmed >= max(THRESHOLD, excess()[place]):
+        if norm(excess()) <= THRESHOLD or confirmed >= max(THRESHOLD, excess()[place]):
             break
         name, index = places[place]
         look = second_look(views[name], index, sigma)
         if math.isfinite(look[2]):
             numeric[place], bend[place], resolution[place] = look
 
-    agree = _norm(excess()) <= THRESHOLD
+    agree = norm(excess()) <= THRESHOLD
     unseen = _unseen(resolution, [numeric, analytic, bend])
     owners = np.array([name for name, _ in places], object)
     worst = int(np.argmax(_gap(numeric, analytic) - resolution))
@@ -343,15 +344,6 @@ def _scalar(loss: Any) -> float:
 
 
 @np.errstate(all="ignore")
-def _norm(x: Vector) -> float:
-    """Return the Euclidean norm: the squares neither overflow nor vanish."""
-    largest = np.max(np.abs(x), initial=0.0)
-    if largest == 0 or not np.isfinite(largest):
-        return float(largest)
-    return float(largest * np.linalg.norm(x / largest))
-
-
-@np.errstate(all="ignore")
 def _gap(numeric: Vector, analytic: Vector) -> Vector:
     """Return |numeric - analytic|, infinite where one of them is not finite."""
     return np.nan_to_num(np.abs(numeric - analytic), nan=np.inf, posinf=np.inf)
@@ -362,7 +354,7 @@ def _excess(numeric: Vector, analytic: Vector, resolution: Vector, bend: Vector)
     """Return how far each entry is beyond its resolution, relative to the norms of them all."""
     finite = [np.where(np.isfinite(x), x, 0) for x in (numeric, analytic, bend)]
     largest = np.max(np.abs(finite)) or 1.0
-    scale = sum(_norm(x / largest) for x in finite) or 1.0
+    scale = sum(norm(x / largest) for x in finite) or 1.0
     return np.maximum(_gap(numeric, analytic) - resolution, 0) / largest / scale
 
 

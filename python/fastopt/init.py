@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.array_utils import normalize_axis_tuple
+
+from fastopt import _checks
 
 __all__ = [
     "glorot_normal",
@@ -55,23 +55,25 @@ def _check(
     out_axis: Axis,
 ) -> tuple[int, int]:
     """Check the arguments that all initializers share; return fan_in and fan_out."""
-    if not (isinstance(shape, Sequence) and all(isinstance(n, int | np.integer) for n in shape)):
-        raise TypeError(f"shape must be a sequence of ints, got {shape!r}")
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape is {_checks.shown(shape)}, expected a sequence of integers")
+    shape = [_checks.integer(f"shape[{i}]", n, 1) for i, n in enumerate(shape)]
     if len(shape) < 2:
         raise ValueError(
-            f"shape must have an axis of inputs and one of outputs, got {tuple(shape)}; "
+            f"shape is {tuple(shape)}, expected an axis of inputs and one of outputs; "
             "a bias starts at zeros"
         )
-    if any(n < 1 for n in shape):
-        raise ValueError(f"shape must be >= 1 along every axis, got {tuple(shape)}")
-    if not isinstance(rng, np.random.Generator):
-        raise TypeError(
-            f"rng must be a np.random.Generator, got {rng!r}; np.random.default_rng(seed) makes one"
-        )
-    if not np.issubdtype(dtype, np.floating):
-        raise TypeError(f"dtype must be a floating-point type, got {np.dtype(dtype)}")
-    in_axes = normalize_axis_tuple(in_axis, len(shape), "in_axis")
-    out_axes = normalize_axis_tuple(out_axis, len(shape), "out_axis")
+    if math.prod(shape) >= 2**60:
+        raise ValueError(f"shape is {_checks.shown(tuple(shape))}, which no memory holds")
+    _checks.generator("rng", rng)
+    try:
+        floating = np.issubdtype(np.dtype(dtype), np.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise TypeError(f"dtype is {_checks.shown(dtype)}, expected a floating-point type")
+    in_axes = _checks.axes("in_axis", in_axis, len(shape))
+    out_axes = _checks.axes("out_axis", out_axis, len(shape))
     if set(in_axes) & set(out_axes):
         raise ValueError(f"in_axis={in_axis} and out_axis={out_axis} have an axis in common")
     size = math.prod(shape)
@@ -81,24 +83,22 @@ def _check(
     )
 
 
-def _check_scale(name: str, value: float) -> None:
-    if not isinstance(value, Real):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be finite and > 0, got {value}")
+@np.errstate(under="ignore")
+def _cast(weight: Weight, dtype: npt.DTypeLike) -> Weight:
+    return np.asarray(weight, dtype, order="C")
 
 
 def _normal(
     shape: Sequence[int], variance: float, rng: np.random.Generator, dtype: npt.DTypeLike
 ) -> Weight:
-    return rng.normal(0.0, math.sqrt(variance), shape).astype(dtype)
+    return _cast(rng.normal(0.0, math.sqrt(variance), shape), dtype)
 
 
 def _uniform(
     shape: Sequence[int], variance: float, rng: np.random.Generator, dtype: npt.DTypeLike
 ) -> Weight:
     limit = math.sqrt(3 * variance)
-    return rng.uniform(-limit, limit, shape).astype(dtype)
+    return _cast(rng.uniform(-limit, limit, shape), dtype)
 
 
 def lecun_normal(
@@ -463,8 +463,8 @@ def orthogonal(
     True
     """
     _check(shape, rng, dtype, in_axis, out_axis)
-    _check_scale("gain", gain)
-    out_axes = normalize_axis_tuple(out_axis, len(shape))
+    gain = _checks.number("gain", gain, 0.0, above=True)
+    out_axes = _checks.axes("out_axis", out_axis, len(shape))
     rest = [axis for axis in range(len(shape)) if axis not in out_axes]
     order = (*rest, *out_axes)
     columns = math.prod(shape[axis] for axis in out_axes)
@@ -473,7 +473,7 @@ def orthogonal(
     q *= gain * np.copysign(1.0, np.diag(r))
     matrix = q if rows >= columns else q.T
     weight = matrix.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
-    return np.asarray(weight, dtype, order="C")
+    return _cast(weight, dtype)
 
 
 def truncated_normal(
@@ -532,10 +532,9 @@ def truncated_normal(
     (0.02, 0.0455)
     """
     fan_in, _ = _check(shape, rng, dtype, in_axis, out_axis)
-    if std is None:
-        std = math.sqrt(1 / fan_in)
-    _check_scale("std", std)
+    std = math.sqrt(1 / fan_in) if std is None else _checks.number("std", std, 0.0, above=True)
     z = rng.standard_normal(shape)
     while np.any(outside := np.abs(z) > 2):
         z[outside] = rng.standard_normal(np.count_nonzero(outside))
-    return (z * (std / _TRUNCATED_STD)).astype(dtype)
+    with np.errstate(under="ignore"):
+        return _cast(z * (std / _TRUNCATED_STD), dtype)

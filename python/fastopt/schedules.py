@@ -20,7 +20,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from itertools import pairwise
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
@@ -780,15 +779,14 @@ class ReduceOnPlateau(_Schedule):
         TypeError, ValueError
             The metric is not a real number, or beyond float64; nothing is changed.
         """
-        if not (isinstance(metric, Real) and metric != metric):  # nan
-            metric = _checks.number("ReduceOnPlateau.update: metric", metric, infinite=True)
+        metric = _checks.scalar("ReduceOnPlateau.update: metric", metric)
         sign = 1 if self.mode == "max" else -1
         if self.threshold_mode == "rel":  # a factor, for the first best is infinite
             limit = self.best * (1 + sign * math.copysign(self.threshold, self.best))
         else:
             limit = self.best + sign * self.threshold
         if sign * metric > sign * limit:
-            self.best = float(metric)
+            self.best = metric
             self.num_bad_epochs = 0
         else:
             self.num_bad_epochs += 1

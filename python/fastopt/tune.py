@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from numbers import Integral, Real
 from operator import itemgetter
 from threading import Lock
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from fastopt import _checks
 
 if TYPE_CHECKING:
     import optuna
@@ -94,22 +95,17 @@ class _Range(Dimension):
     low: float
     high: float
 
-    number: ClassVar[type] = Real
-    above: ClassVar[float] = -math.inf
-    below: ClassVar[float] = math.inf
-
     def __post_init__(self) -> None:
         name = type(self).__name__
-        for bound in (self.low, self.high):
-            if not isinstance(bound, self.number):
-                raise TypeError(
-                    f"{name}: a bound is {bound!r}, expected {self.number.__name__.lower()} numbers"
-                )
-        if not self.above < self.low <= self.high < self.below:
-            raise ValueError(
-                f"{name}: the bounds are {self.low} and {self.high}, "
-                f"expected {self.above} < low <= high < {self.below}"
-            )
+        for bound in ("low", "high"):
+            value = self._bound(f"{name}: {bound}", getattr(self, bound))
+            object.__setattr__(self, bound, value)
+        if not 0 <= self.high - self.low < math.inf:
+            raise ValueError(f"{name}: low is {self.low} and high {self.high}, expected a range")
+
+    @staticmethod
+    def _bound(where: str, value: Any) -> float:
+        return _checks.number(where, value)
 
     def zoom(self, values: Sequence[Any]) -> Dimension:
         return type(self)(min(values), max(values))
@@ -180,7 +176,9 @@ class log_uniform(_Range):
     log_uniform(low=0.0001, high=1.0)
     """
 
-    above: ClassVar[float] = 0.0
+    @staticmethod
+    def _bound(where: str, value: Any) -> float:
+        return _checks.number(where, value, 0.0, above=True)
 
     def draw(self, rng: np.random.Generator) -> float:
         return self._inside(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
@@ -222,7 +220,9 @@ class one_minus_log_uniform(_Range):
     one_minus_log_uniform(low=0.9, high=0.999)
     """
 
-    below: ClassVar[float] = 1.0
+    @staticmethod
+    def _bound(where: str, value: Any) -> float:
+        return _checks.number(where, value, high=1.0, below=True)
 
     def draw(self, rng: np.random.Generator) -> float:
         exponent = rng.uniform(math.log1p(-self.high), math.log1p(-self.low))
@@ -253,7 +253,9 @@ class integer(_Range):
     low: int
     high: int
 
-    number: ClassVar[type] = Integral
+    @staticmethod
+    def _bound(where: str, value: Any) -> int:
+        return _checks.integer(where, value, -(2**53), 2**53)  # Optuna makes floats of them
 
     def draw(self, rng: np.random.Generator) -> int:
         return int(rng.integers(self.low, self.high, endpoint=True))
@@ -289,15 +291,17 @@ class choice(Dimension):
 
     def __post_init__(self) -> None:
         if isinstance(self.values, str) or not isinstance(self.values, Sequence):
-            raise TypeError(f"choice: values is {self.values!r}, expected a sequence")
+            raise TypeError(f"choice: values is {_checks.shown(self.values)}, expected a sequence")
         if not self.values:
             raise ValueError("choice: values is empty")
-        for value in self.values:
+        values = tuple(v.item() if isinstance(v, np.generic) else v for v in self.values)
+        for i, value in enumerate(values):
             if not isinstance(value, bool | int | float | str | None):
                 raise TypeError(
-                    f"choice: a value is {value!r}, expected None, bool, int, float or str"
+                    f"choice: values[{i}] is {_checks.shown(value)}, "
+                    "expected None, bool, int, float or str"
                 )
-        object.__setattr__(self, "values", tuple(self.values))
+        object.__setattr__(self, "values", values)
 
     def draw(self, rng: np.random.Generator) -> Any:
         return self.values[int(rng.integers(len(self.values)))]
@@ -365,10 +369,10 @@ def random_search(
     ImportError
         If Optuna (``fastopt[tune]``) is missing.
     TypeError
-        If an item of `space` is not a dimension.
+        If an argument has the wrong type, or `objective` returns no number.
     ValueError
-        If `space` is empty, `n_trials` or `n_jobs` is below 1, `refine` below 0, or the direction
-        neither of the two.
+        If `space` is empty, `n_trials` or `n_jobs` is below 1, `refine` or `seed` below 0, or the
+        direction neither of the two.
 
     References
     ----------
@@ -390,20 +394,26 @@ def random_search(
         import optuna
     except ImportError as error:
         raise ImportError("random_search needs Optuna: pip install 'fastopt[tune]'") from error
+    _checks.function("random_search: objective", objective)
+    if not isinstance(space, Mapping):
+        raise TypeError(f"random_search: space is {_checks.shown(space)}, expected a mapping")
     if not space:
-        raise ValueError("space is empty")
+        raise ValueError("random_search: space is empty")
     for name, dimension in space.items():
-        if not isinstance(dimension, Dimension):
-            raise TypeError(f"space[{name!r}] is {dimension!r}, expected a dimension")
-    for argument, value, least in (
-        ("n_trials", n_trials, 1),
-        ("refine", refine, 0),
-        ("n_jobs", n_jobs, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{argument} is {value}, expected at least {least}")
-    if direction not in ("minimize", "maximize"):
-        raise ValueError(f"direction is {direction!r}, expected 'minimize' or 'maximize'")
+        if not (isinstance(name, str) and isinstance(dimension, Dimension)):
+            raise TypeError(
+                f"random_search: space[{name!r}] is {_checks.shown(dimension)}, "
+                "expected a dimension by its name, a str"
+            )
+    n_trials = _checks.integer("random_search: n_trials", n_trials, 1)
+    seed = _checks.integer("random_search: seed", seed, 0)
+    refine = _checks.integer("random_search: refine", refine, 0)
+    n_jobs = _checks.integer("random_search: n_jobs", n_jobs, 1)
+    _checks.choice("random_search: direction", direction, ("minimize", "maximize"))
+    if not isinstance(storage, str | optuna.storages.BaseStorage | None):
+        raise TypeError(
+            f"random_search: storage is {_checks.shown(storage)}, expected a URL or a storage"
+        )
 
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a new study announces itself
@@ -420,7 +430,7 @@ def random_search(
         with asking:
             trial = study.ask(distributions)
         try:
-            value = float(context.run(objective, trial.params))
+            value = _checks.scalar("objective's result", context.run(objective, trial.params))
         except BaseException:
             study.tell(trial, state=states.FAIL)
             raise
