@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import UserDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,6 +147,18 @@ class Tensor:
         raise NotImplementedError
 
 
+@dataclass
+class Model:
+    W: Any
+
+
+class Pairs(UserDict[str, Any]):
+    """Its items are not pairs."""
+
+    def items(self) -> Any:
+        return [[*item, "more"] for item in super().items()]
+
+
 X = np.arange(12.0)
 
 PARAMS: list[tuple[Any, type[Exception], str]] = [
@@ -155,6 +169,19 @@ PARAMS: list[tuple[Any, type[Exception], str]] = [
     ({"W": None}, TypeError, r"SGD: params\['W'\] is of type NoneType"),
     ({"W": np.float64(1)}, TypeError, r"params\['W'\] is of type numpy.float64"),
     ([iter([np.ones(1)])], TypeError, r"SGD: params\['0'\] is of type list_iterator"),
+    ({"W": np.ones(1)}.values(), TypeError, r"SGD: params is of type dict_values, .* use list\("),
+    (
+        (np.ones(1) for _ in "ab"),
+        TypeError,
+        r"SGD: params is of type generator, .* use list\(...\)",
+    ),
+    ({"m": Model(np.ones(1))}, TypeError, r"params\['m'\] is of type Model, .*: use vars\(...\)"),
+    (
+        Pairs(W=np.ones(1)),
+        TypeError,
+        r"SGD: params has \['W', array\(\[1.\]\), 'more'\] among",
+    ),
+    ({"\ud800": np.ones(1)}, ValueError, r"SGD: params has the key '\\ud800', which has no UTF-8"),
     ({1.5: np.ones(1)}, TypeError, "SGD: params has the key 1.5 of type float, expected str or"),
     ({"W": np.arange(3)}, TypeError, r"params\['W'\] has dtype <i8 \(int64\), expected native"),
     ({"W": np.ones(3, np.float16)}, TypeError, r"SGD: params\['W'\] has dtype <f2"),
@@ -337,6 +364,27 @@ GRADIENTS: list[tuple[Callable[[Any], None], type[Exception], str]] = [
     (put("grads", "V", np.ones(1)), ValueError, "Adam.step: grads has an unexpected 'V'"),
     (put("grads", "layers.0.c", np.ones(1)), ValueError, r"\['layers.0'\] has an unexpected 'c'"),
     (put("grads", "layers", {}), TypeError, r"grads\['layers'\] is of type dict, expected a seq"),
+    (put("grads", "\ud800", np.ones(1)), ValueError, r"grads has an unexpected '\\ud800'"),
+    (
+        lambda w: w.grads.update(layers=(g for g in w.grads["layers"])),
+        TypeError,
+        r"\['layers'\] is of type generator, expected a sequence: use list\(...\)",
+    ),
+    (
+        lambda w: setattr(w, "grads", w.grads.values()),
+        TypeError,
+        r"Adam.step: grads is of type dict_values, expected a mapping$",
+    ),
+    (
+        put("grads", "W", iter([1.0])),
+        TypeError,
+        r"grads\['W'\] is of type list_iterator, .* use",
+    ),
+    (
+        put("grads", "layers.0", Pairs),
+        TypeError,
+        r"grads\['layers.0'\] has \['b', .* among",
+    ),
     (put("grads", "W", {"x": 1}), TypeError, r"grads\['W'\] is of type dict, expected numpy"),
     # arrays
     (put("grads", "W", 1.0), TypeError, r"Adam.step: grads\['W'\] is of type float"),
@@ -406,11 +454,23 @@ STEPS: list[tuple[Callable[[Any], None], type[Exception], str]] = [
     ),
     (zeroed_unseen, ValueError, r"grads\['layers.1'\] shares memory with .*grads\['W'\]"),
     # scalars
-    (option(loss_scale=0.0), ValueError, "Adam.step: loss_scale is 0.0, expected a number > 0"),
+    (
+        option(loss_scale=0.0),
+        ValueError,
+        "loss_scale is 0.0, expected a finite number > 0",
+    ),
     (option(loss_scale=-1.0), ValueError, "Adam.step: loss_scale is -1.0"),
     (option(loss_scale=math.nan), ValueError, "Adam.step: loss_scale is nan"),
     (option(loss_scale=math.inf), ValueError, "Adam.step: loss_scale is inf"),
     (option(loss_scale="2"), TypeError, "Adam.step: loss_scale is '2'"),
+    (option(loss_scale=None), TypeError, "Adam.step: loss_scale is None, expected a finite numb"),
+    (option(loss_scale=np.ones(2)), TypeError, r"loss_scale is array\(\[1., 1.\]\), expected"),
+    (option(loss_scale=10**400), ValueError, "Adam.step: loss_scale is 1000.*000, expected a fin"),
+    (option(loss_scale=True), TypeError, "Adam.step: loss_scale is True"),
+    (option(skip_nonfinite=None), TypeError, "Adam.step: skip_nonfinite is None, expected a bool"),
+    (option(skip_nonfinite=1), TypeError, "Adam.step: skip_nonfinite is 1, expected a bool"),
+    (option(zero_grads="x"), TypeError, "Adam.step: zero_grads is 'x', expected a bool"),
+    (option(max_norm="x"), TypeError, "Adam.step: max_norm is 'x', expected a number > 0"),
     (option(max_norm=0.0), ValueError, "Adam.step: max_norm is 0.0, expected a number > 0"),
     (option(max_norm=-1.0), ValueError, "Adam.step: max_norm is -1.0"),
     (option(max_norm=math.nan), ValueError, "Adam.step: max_norm is nan"),
@@ -457,6 +517,16 @@ def test_a_good_step_changes_the_snapshot() -> None:
     before = snapshot(w)
     w.opt.step(w.grads)
     assert all(a != b for a, b in zip(snapshot(w), before, strict=True))
+
+
+def test_numbers_and_bools_may_be_of_other_types() -> None:
+    w = world()
+    grads = w.grads["layers"][0]["b"]
+    for loss_scale in (2, np.float32(2), Fraction(2), np.int64(2)):
+        norm = w.opt.step(w.grads, loss_scale=loss_scale, skip_nonfinite=np.True_)
+        assert norm == pytest.approx(math.sqrt(21) / 2)
+    assert w.opt.step(w.grads, max_norm=np.float64(1), zero_grads=np.False_) == norm * 2
+    assert (grads == 1).all()
 
 
 @pytest.mark.parametrize("arrange", [row[0] for row in GRADIENTS])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import SGD, Adagrad, Adam, Optimizer
+from fastopt import SGD, Adagrad, Adam, Optimizer, _core
 from fastopt.optimizers.options import Number
 from grid import CASES, DEFAULTS, OPTIMIZERS, Case
 
@@ -111,10 +111,10 @@ def test_options_are_set_for_all_arrays_or_none(monkeypatch: pytest.MonkeyPatch)
         group.update(lr=0.5, momentum=0.9)
     before = snapshot(opt)
 
-    def out_of_memory(arrays: object, value: float, number: int) -> None:
+    def out_of_memory(plan: object, indices: object, value: float, number: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("fastopt.optimizers.base._new_states", out_of_memory)
+    monkeypatch.setattr(_core.Plan, "new_states", out_of_memory)
     with pytest.raises(MemoryError):
         opt.load_state_dict(saved.state_dict())
     assert snapshot(opt) == before

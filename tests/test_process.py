@@ -14,7 +14,11 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections import UserDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import Adam, _core, losses
+from fastopt import SGD, Adam, _core, losses
 from grid import CASES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and calls mprotect")
@@ -267,3 +271,172 @@ def call_with_little_memory() -> None:
 def test_too_little_memory_is_an_error() -> None:
     result = run(call_with_little_memory)
     assert (result.stdout, result.stderr) == ("all raised\n", "")
+
+
+class Items(UserDict[str, Any]):
+    """Calls something when it is looked into."""
+
+    def __init__(self, items: dict[str, Any], call: Any) -> None:
+        super().__init__(items)
+        self.call = call
+
+    def items(self) -> Any:
+        self.call()
+        return super().items()
+
+
+class Key(str):
+    """Calls something when it is compared with another object."""
+
+    call: Any = staticmethod(lambda: None)
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        self.call()
+        return str.__eq__(self, other)
+
+
+class Watched(type):
+    """Calls something when the library looks at an array of this type."""
+
+    call: Any = staticmethod(lambda: None)
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name == "__add__":
+            type.__getattribute__(cls, "call")()
+        return type.__getattribute__(cls, name)
+
+
+class Array(np.ndarray[Any, Any], metaclass=Watched):
+    pass
+
+
+def change_arrays_during_a_step() -> None:
+    """The changes come from Python that the step itself runs, after it has looked at something."""
+    n = 50_000
+
+    def arrays() -> list[Any]:
+        return [np.full(n, 1.0 + i) for i in range(3)]
+
+    changes: dict[str, Any] = {
+        "shrink": lambda array: array.resize(3, refcheck=False),
+        "enlarge": lambda array: array.resize(10 * n, refcheck=False),
+        "freeze": lambda array: array.setflags(write=False),
+        "retype": lambda array: setattr(array, "dtype", np.int64),
+    }
+
+    def rate(change: Any, array: Any, steps: int) -> float:
+        change(array)
+        return 0.5
+
+    def report(name: str, opt: Any, grads: Any) -> None:
+        try:
+            opt.step(grads)
+            print(f"{name}: {opt.steps} step")
+        except (TypeError, ValueError, RuntimeError) as error:
+            print(f"{name}: {str(error)[:65]}")
+
+    # A schedule changes arrays.
+    for name, change in changes.items():
+        for kind in (0, 1):
+            params, grads = arrays(), arrays()
+            array = [params, grads][kind][1]
+            opt = SGD(params, lr=partial(rate, change, array))
+            report(f"{name} {['params', 'grads'][kind]}", opt, grads)
+
+    # A mapping empties the list that is being walked, in params or in grads.
+    for kind in (0, 1):
+        trees: list[Any] = [[{"a": a} for a in arrays()] for _ in "pg"]
+        opt = SGD(trees[0])
+        trees[kind][0] = Items(trees[kind][0], trees[kind].clear)
+        report(f"clear {['params', 'grads'][kind]}", opt, trees[1])
+    # The same, of a dict.
+    for kind in (0, 1):
+        dicts: list[Any] = [{"x": {"a": a}, "y": {"a": b}} for a, b, _ in (arrays(), arrays())]
+        opt = SGD(dicts[0])
+        dicts[kind]["x"] = Items(dicts[kind]["x"], dicts[kind].clear)
+        report(f"clear dict {['params', 'grads'][kind]}", opt, dicts[1])
+    # While it is bound.
+    tree: list[Any] = [{"a": np.ones(n)} for _ in range(3)]
+    tree[1] = Items(tree[1], tree.clear)
+    print(f"clear at first: {list(SGD(tree).state)}")
+
+    # A key replaces the parameter that is looked up.
+    named = {"a": np.ones(n)}
+    opt = SGD(named)
+    Key.call = partial(named.update, a=np.zeros(n))
+    report("key", opt, {Key("a"): np.ones(n)})
+    print(named["a"][:2].tolist())
+
+    # An array's type, after the first array was looked at.
+    for name, change in changes.items():
+        params, grads = arrays(), arrays()
+        opt = SGD(params)
+        grads[2] = grads[2].view(Array)
+        Watched.call = partial(change, params[0])
+        report(f"{name} late", opt, grads)
+
+
+def test_arrays_that_change_during_a_step() -> None:
+    result = run(change_arrays_during_a_step)
+    assert result.stderr == ""
+    assert result.returncode == 0
+    assert result.stdout.splitlines() == [
+        "shrink params: SGD.step: params['1'] has shape (3,), was bound with (50000,)",
+        "shrink grads: SGD.step: grads['1'] has shape (3,), its parameter has (50000,)",
+        "enlarge params: SGD.step: params['1'] has shape (500000,), was bound with (50000,",
+        "enlarge grads: SGD.step: grads['1'] has shape (500000,), its parameter has (5000",
+        "freeze params: SGD.step: params['1'] is read-only",
+        "freeze grads: 1 step",
+        "retype params: SGD.step: params['1'] has dtype <i8 (int64), expected native floa",
+        "retype grads: SGD.step: grads['1'] has dtype <i8 (int64), expected native float",
+        "clear params: SGD.step: params has 0 items, expected 3",
+        "clear grads: SGD.step: grads has 0 items, expected 3",
+        "clear dict params: SGD.step: params has no 'y'",
+        "clear dict grads: SGD.step: grads has no 'y'",
+        "clear at first: ['0.a', '1.a']",
+        "key: 1 step",
+        "[0.0, 0.0]",
+        "shrink late: SGD.step: params['0'] or its gradient was changed during the step",
+        "enlarge late: SGD.step: params['0'] or its gradient was changed during the step",
+        "freeze late: SGD.step: params['0'] or its gradient was changed during the step",
+        "retype late: SGD.step: params['0'] or its gradient was changed during the step",
+    ]
+
+
+def change_the_geometry_of_states() -> None:
+    """Of what the optimizer shows, and of all that this has for a base."""
+    n = 50_000
+    p, g = np.ones(n), np.random.default_rng(0).standard_normal(n)
+    expected = p.copy()
+    opt, other = SGD(p, lr=0.5, momentum=0.9), SGD(expected, lr=0.5, momentum=0.9)
+
+    def chain(array: Any) -> Any:
+        while isinstance(array, np.ndarray):
+            yield array
+            array = array.base
+
+    changes: list[Any] = [
+        lambda a: setattr(a, "shape", (1, *a.shape)),
+        lambda a: setattr(a, "dtype", np.int8),
+        lambda a: setattr(a, "strides", (0,) * a.ndim),
+        lambda a: a.setflags(write=False),
+        lambda a: a.resize((4, 10 * n), refcheck=False),
+        lambda a: a.resize((0,), refcheck=False),
+    ]
+    warnings.simplefilter("ignore")  # NumPy's, that these are not done
+    for _ in range(2):
+        for change in changes:
+            for name in ("momentum_buffer", "step"):
+                for array in chain(opt.state["param"][name]):
+                    with suppress(AttributeError, TypeError, ValueError):
+                        change(array)
+        opt.step(g)
+        other.step(g)
+    print(p.tobytes() == expected.tobytes(), opt.state["param"]["momentum_buffer"].shape, opt.steps)
+    print(opt.state["param"]["step"], opt.state_dict().keys() == other.state_dict().keys())
+
+
+def test_the_geometry_of_states_is_the_optimizers() -> None:
+    result = run(change_the_geometry_of_states)
+    assert (result.stdout, result.stderr) == ("True (50000,) 2\n2 True\n", "")

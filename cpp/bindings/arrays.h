@@ -10,6 +10,7 @@
 #include <new>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/memory.h"
@@ -161,17 +162,29 @@ inline bool overlaps_itself(const py::array& array) {
   return false;
 }
 
-inline void check_like(const py::array& array, const py::array& model, const std::string& where,
+// What arrays that are alike have in common.
+struct Form {
+  const index_t* shape;
+  index_t ndim;
+  Dtype dtype;
+
+  Form(const index_t* extents, index_t axes, Dtype type)
+      : shape(extents), ndim(axes), dtype(type) {}
+  Form(const py::array& array) : Form(array.shape(), array.ndim(), dtype_of(array)) {}
+};
+
+inline void check_like(const py::array& array, const Form& model, const std::string& where,
                        const char* relation) {
-  const bool same_shape = array.ndim() == model.ndim() &&
-                          std::equal(array.shape(), array.shape() + array.ndim(), model.shape());
-  if (!same_shape) {
+  if (array.ndim() != model.ndim ||
+      !std::equal(model.shape, model.shape + model.ndim, array.shape())) {
+    const py::tuple expected(model.ndim);
+    for (index_t axis = 0; axis < model.ndim; ++axis) expected[size_t(axis)] = model.shape[axis];
     fail<py::value_error>(where, " has shape ", shape_text(array), ", ", relation, " ",
-                          shape_text(model));
+                          text(expected));
   }
-  if (dtype_of(array) != dtype_of(model)) {
+  if (dtype_of(array) != model.dtype) {
     fail<py::type_error>(where, " has dtype ", text(array.dtype()), ", ", relation, " ",
-                         text(model.dtype()));
+                         model.dtype == Dtype::float32 ? "float32" : "float64");
   }
 }
 
@@ -250,16 +263,20 @@ class Seen {
  public:
   Seen() = default;
   explicit Seen(const py::array& array)
-      : descriptor_(array.dtype()), flags_(array.flags() & relevant_flags), data_(array.data()) {
+      : type_(py::type::of(array)),
+        descriptor_(array.dtype()),
+        flags_(array.flags() & relevant_flags),
+        dtype_(dtype_of(array)),
+        data_(array.data()) {
     geometry_.assign(array.shape(), array.shape() + array.ndim());
     geometry_.insert(geometry_.end(), array.strides(), array.strides() + array.ndim());
   }
 
   explicit operator bool() const { return bool(descriptor_); }
 
-  // Everything but the address is as it was.
-  bool matches(py::handle object, py::handle ndarray_type) const {
-    if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != ndarray_type.ptr()) return false;
+  // Everything but the address is as it was. Runs no Python.
+  bool matches(py::handle object) const {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != type_.ptr()) return false;
     const auto* array = py::detail::array_proxy(object.ptr());
     if (array->descr != descriptor_.ptr() || (array->flags & relevant_flags) != flags_ ||
         2 * size_t(array->nd) != geometry_.size()) {
@@ -274,16 +291,26 @@ class Seen {
     return true;
   }
 
-  bool is_at(const void* data) const { return data == data_; }
+  // The address, too.
+  bool is(py::handle object) const {
+    return matches(object) && py::detail::array_proxy(object.ptr())->data == data_;
+  }
 
-  void move_to(const void* data) { data_ = data; }
+  // Takes over the address of an array that matches; false if it was known.
+  bool move_to(py::handle array) {
+    const void* const before = std::exchange(data_, py::detail::array_proxy(array.ptr())->data);
+    return before != data_;
+  }
+
+  Form form() const { return {geometry_.data(), index_t(geometry_.size() / 2), dtype_}; }
 
  private:
   static constexpr int relevant_flags =
       py::detail::npy_api::NPY_ARRAY_ALIGNED_ | py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 
-  py::object descriptor_;
+  py::object type_, descriptor_;
   int flags_ = 0;
+  Dtype dtype_ = Dtype::float32;
   const void* data_ = nullptr;
   std::vector<index_t> geometry_;  // shape, then strides
 };

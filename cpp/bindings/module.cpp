@@ -82,19 +82,22 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def_readwrite("skipped_steps", &Plan::skipped_steps)
       .def("__enter__", &Plan::lock)
       .def("__exit__", [](Plan& plan, const py::args&) { plan.unlock(); })
+      .def("new_states", &Plan::new_states, py::arg("indices"), py::arg("value"), py::arg("number"))
       .def("bind", &Plan::bind, py::arg("index"), py::arg("rule"), py::arg("state"))
       .def("set_constants", &Plan::set_constants, py::arg("group"), py::arg("rule"),
            py::arg("values"))
       .def(
           "step",
-          [](Plan& plan, py::handle params, py::handle grads, py::handle fold, double loss_scale,
-             std::optional<double> max_norm, bool skip_nonfinite, bool zero_grads) {
+          [](Plan& plan, py::handle params, py::handle grads, py::handle fold,
+             py::handle loss_scale, py::handle max_norm, py::handle skip_nonfinite,
+             py::handle zero_grads) {
             const CurrentSettings settings;
-            return plan.step(settings.get(), params, grads, fold, loss_scale, max_norm,
-                             skip_nonfinite, zero_grads);
+            return plan.step(settings.get(), params, grads, fold,
+                             plan.options(loss_scale, max_norm, skip_nonfinite, zero_grads));
           },
-          py::arg("params"), py::arg("grads"), py::arg("fold"), py::arg("loss_scale"),
-          py::arg("max_norm"), py::arg("skip_nonfinite"), py::arg("zero_grads") = false);
+          py::arg("params"), py::arg("grads"), py::arg("fold"), py::arg("loss_scale") = 1.0,
+          py::arg("max_norm") = py::none(), py::arg("skip_nonfinite") = false,
+          py::arg("zero_grads") = false);
 
   bind_losses(m);
   bind_norm(m);

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -71,6 +71,9 @@ class Plan:
     def isa(self) -> str: ...
     def __enter__(self) -> None: ...
     def __exit__(self, *exception: object) -> None: ...
+    def new_states(
+        self, indices: Sequence[int], value: float, number: int
+    ) -> list[NDArray[Any]]: ...
     def bind(self, index: int, rule: str, state: list[NDArray[Any]]) -> None: ...
     def set_constants(self, group: int, rule: str, values: dict[str, float]) -> None: ...
     def step(
@@ -78,9 +81,9 @@ class Plan:
         params: Any,
         grads: Any,
         fold: Callable[[int, int, bool], dict[str, float]],
-        loss_scale: float,
-        max_norm: float | None,
-        skip_nonfinite: bool,
+        loss_scale: float = 1.0,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
         zero_grads: bool = False,
     ) -> float | None: ...
 

@@ -115,7 +115,7 @@ class ExponentialMovingAverage:
         if self._swapped:
             raise RuntimeError(f"{caller}: the averages are swapped in for the parameters")
         try:
-            self._plan.step(self._averages, self._params, self._coefficients, 1.0, None, False)
+            self._plan.step(self._averages, self._params, self._coefficients)
         except (TypeError, ValueError):
             self._live(caller)  # says it in words of averages where it can
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import weakref
 from bisect import bisect_left, bisect_right
 from collections.abc import (
@@ -14,7 +13,6 @@ from collections.abc import (
     MutableSequence,
     Sequence,
 )
-from numbers import Real
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, get_type_hints
 
@@ -32,49 +30,6 @@ Array: TypeAlias = NDArray[Any]
 
 _RULES = _core.rules()
 _MOST_STEPS = 1 << 62  # a count has room for more
-
-
-# A processor takes a load for the reload of a store before it that is a multiple of a page away,
-# and waits: a step over 64 K elements whose arrays began at the same place of a page took up to 2.7
-# times as long. So states begin elsewhere than their parameters: each so many lines further on.
-_LINE_BYTES, _PAGE_BYTES = 64, 4096
-_LINES_APART = 17
-_PLACED_FROM_BYTES = 4 * _PAGE_BYTES  # smaller ones would leave too much room between them
-
-# Memory of a power of two in size would lie a power of two apart, and then share the banks of the
-# memory: a step over 16 M elements took 1.25 times as long. Room behind large ones keeps them off.
-_PADDED_FROM_BYTES = 1 << 24
-_PADDING_BYTES = 1 << 22
-
-
-def _new_states(arrays: Sequence[NDArray[Any]], value: float, number: int) -> list[NDArray[Any]]:
-    """
-    State ``number`` of each parameter: of this value, in the parameter's shape, dtype and order.
-
-    They lie one after the other: a step finds them in few large pages, and walks on from one to
-    the next without a break. With 1000 arrays of 4096 elements that saves an eighth of its time.
-    """
-
-    def unit(array: NDArray[Any]) -> int:
-        return _PAGE_BYTES if array.nbytes >= _PLACED_FROM_BYTES else _LINE_BYTES
-
-    size = sum(array.nbytes + unit(array) for array in arrays)
-    memory = np.empty(size + (_PADDING_BYTES if size >= _PADDED_FROM_BYTES else 0), np.uint8)
-    states, end = [], memory.ctypes.data
-    for array in arrays:
-        # In whole lines from the parameter's place, so that no store straddles two of them.
-        wanted = array.ctypes.data + (number + 1) * _LINES_APART * _LINE_BYTES
-        begin = end + (wanted - end) % unit(array)
-        in_bytes = np.empty_like(array, np.uint8, subok=False)
-        strides = [step * array.itemsize for step in in_bytes.strides]
-        state: NDArray[Any] = np.ndarray(
-            array.shape, array.dtype, memory, begin - memory.ctypes.data, strides
-        )
-        with np.errstate(over="ignore"):  # an infinite accumulator is one
-            state[...] = value
-        states.append(state)
-        end = begin + array.nbytes
-    return states
 
 
 def _memory(array: NDArray[Any]) -> NDArray[Any]:
@@ -113,6 +68,28 @@ def _constants(rule: str, options: Mapping[str, Any]) -> dict[str, float]:
             values[name] = float(value)
     values.update({f"one_minus_{name}": 1 - value for name, value in values.items()})
     return {name: values[name] for name in _RULES[rule][1] if name in values}
+
+
+class _State(Mapping[str, Mapping[str, NDArray[Any]]]):
+    """The states of every parameter, in views made at each look: their shape is not the state's."""
+
+    def __init__(self, plan: _core.Plan, states: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+        self._counts, self._states = plan.counts, states
+        self._positions = {name: i for i, name in enumerate(plan.names)}
+
+    def __getitem__(self, parameter: str) -> Mapping[str, NDArray[Any]]:
+        i = self._positions[parameter]
+        views = {name: array.view() for name, array in self._states[i].items()}
+        return MappingProxyType({"step": self._counts[i : i + 1].reshape(()), **views})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -335,8 +312,6 @@ class Optimizer:
         if self._plan is None:
             name = type(self).__name__
             raise ValueError(f"{name}.step: no parameters yet: use {name}(params) or update")
-        if loss_scale != 1.0 or max_norm is not None:
-            self._check_scaling(loss_scale, max_norm)
         return self._plan.step(
             self._params, grads, self._fold, loss_scale, max_norm, skip_nonfinite, zero_grads
         )
@@ -388,7 +363,6 @@ class Optimizer:
             params = [group["params"] for group in params]
         assert self._plan is not None
         try:
-            self._check_scaling(loss_scale, max_norm)
             norm = self._plan.step(
                 params, grads, self._fold, loss_scale, max_norm, skip_nonfinite, zero_grads
             )
@@ -497,7 +471,8 @@ class Optimizer:
         """
         The live state, ``opt.state["W"]["exp_avg"]``, under torch's names.
 
-        Its arrays can be written to (``opt.state["W"]["sum"][...] = 1.0``), not replaced.
+        Its arrays can be written to (``opt.state["W"]["sum"][...] = 1.0``), not replaced; every
+        look makes new views of the state.
         ``"step"`` is the number of steps that this parameter has made, an array of no axes.
         """
         return self._state
@@ -686,16 +661,6 @@ class Optimizer:
         self._check_together(checked)
         return checked
 
-    def _check_scaling(self, loss_scale: float, max_norm: float | None) -> None:
-        for name, value in (("loss_scale", loss_scale), ("max_norm", max_norm)):
-            if value is None:
-                continue
-            caller = f"{type(self).__name__}.step: {name} is {value!r}, expected a number > 0"
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(caller)
-            if not 0 < float(value) < math.inf and not (name == "max_norm" and value == math.inf):
-                raise ValueError(caller)
-
     def _check_keys(self, caller: str, missing: set[str], unexpected: set[str]) -> None:
         if missing or unexpected:
             parts = [
@@ -757,6 +722,7 @@ class Optimizer:
         self._set_options(plan, groups, states, dict(enumerate(map(dict, all_options))))
         self._params, self._grouped = params, grouped
         self._groups, self._states, self._plan = groups, states, plan
+        self._state = _State(plan, states)
 
     def _forget(self) -> None:
         """Binds nothing."""
@@ -799,13 +765,12 @@ class Optimizer:
             new: list[dict[str, NDArray[Any]]] = []
             if plan is not self._plan or rule != group._rule or names != known:
                 new = [{} for _ in group._arrays]
-                params = plan.params
-                mine = [params[i] for i in group._arrays]
                 for position, name in enumerate(names):
                     if name in known:
                         arrays = [states[i][name] for i in group._arrays]
                     else:
-                        arrays = _new_states(mine, self._initial(name, options) or 0.0, position)
+                        initial = self._initial(name, options) or 0.0
+                        arrays = plan.new_states(group._arrays, initial, position)
                     for state, array in zip(new, arrays, strict=True):
                         state[name] = array
             prepared.append((group, options, rule, _constants(rule, options), new))
@@ -816,14 +781,6 @@ class Optimizer:
                 plan.bind(i, rule, [state[name] for name in _RULES[rule][0]])
                 states[i] = state
             group._options, group._rule = options, rule
-        if any(new for *_, new in prepared):
-            counts = plan.counts
-            self._state = MappingProxyType(
-                {
-                    name: MappingProxyType({"step": counts[i : i + 1].reshape(()), **state})
-                    for i, (name, state) in enumerate(zip(plan.names, states, strict=True))
-                }
-            )
 
     def _lr(self, options: Mapping[str, Any]) -> float:
         lr = options["lr"]
