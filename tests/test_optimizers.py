@@ -377,6 +377,33 @@ def test_amsgrad_remembers_the_largest() -> None:
     assert -p[0] == pytest.approx(1 + 1 / math.sqrt(32 / 0.75), rel=1e-14)
 
 
+@each_dtype
+def test_nan_is_the_largest_second_moment(dtype: Any, isa: str) -> None:
+    """As in torch: a NaN that has come into the maximum stays there."""
+    p = np.ones(37, dtype)
+    opt = fastopt.Adam(p, amsgrad=True)
+    opt.state["param"]["max_exp_avg_sq"][:] = np.nan
+    opt.step(np.ones(37, dtype))
+    assert np.isnan(p).all()
+    assert np.isnan(opt.state["param"]["max_exp_avg_sq"]).all()
+
+
+@each_optimizer
+@each_dtype
+def test_masks_of_infinity_stay(case: Case, dtype: Any, isa: str) -> None:
+    """Without weight decay there is no 0 times infinity, in the reference neither; as in torch."""
+    p = initial(1031, dtype)
+    p[::3] = -np.inf
+    reference = Reference(case, p.copy())
+    opt = case.optimizer(p)
+    for g in gradients(1031, dtype, steps=3):
+        opt.step(g)
+        reference.step(g)
+    assert (p[::3] == -np.inf).all()
+    assert (reference.p[::3] == -np.inf).all()
+    assert np.isfinite(np.delete(p, np.s_[::3])).all()
+
+
 def test_decoupled_weight_decay() -> None:
     p = G.copy()
     run(fastopt.AdamW(p, lr=0.1, weight_decay=0.5), p, lambda p, t: np.zeros(4), T)

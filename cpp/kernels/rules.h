@@ -1,8 +1,9 @@
 // The update rules. A rule is its coefficients, folded once per step in double precision, and what
 // happens to one element. Included by kernels.cpp inside the namespace of one ISA.
 //
-// Every rule begins with g = grad_scale * g + weight_decay * p: the sign of `maximize`, the loss
-// scale and the clip factor are one number.
+// Every rule begins with the decayed gradient, grad_scale * g + weight_decay * p: the sign of
+// `maximize`, the loss scale and the clip factor are one number. No decay adds nothing, also to the
+// gradient of an infinite parameter: masks of -inf stay.
 
 struct Names {
   const char* rule;
@@ -14,12 +15,18 @@ template <class... F>
 struct List {};
 
 template <class T>
+T decayed(T g, T weight_decay, T p) {
+  const T sum = g + weight_decay * p;
+  return weight_decay == 0 ? g : sum;
+}
+
+template <class T>
 struct Sgd {
   static constexpr Names names{"sgd", "", "grad_scale weight_decay lr"};
   T grad_scale, weight_decay, lr;
 
   void operator()(T g, T& p) const {
-    g = grad_scale * g + weight_decay * p;
+    g = decayed(grad_scale * g, weight_decay, p);
     p -= lr * g;
   }
 };
@@ -33,7 +40,7 @@ struct SgdMomentum {
   T grad_scale, weight_decay, lr, momentum, one_minus_dampening;
 
   void operator()(T g, T& p, T& v) const {
-    g = grad_scale * g + weight_decay * p;
+    g = decayed(grad_scale * g, weight_decay, p);
     v = momentum * v + one_minus_dampening * g;
     p -= lr * (nesterov ? g + momentum * v : v);
   }
@@ -46,7 +53,7 @@ struct Adagrad {
   T grad_scale, weight_decay, lr, mean_factor, eps;
 
   void operator()(T g, T& p, T& sum) const {
-    g = grad_scale * g + weight_decay * p;
+    g = decayed(grad_scale * g, weight_decay, p);
     sum += g * g;
     p -= lr * g / (sqrt(sum * mean_factor) + eps);
   }
@@ -67,7 +74,7 @@ struct Rmsprop {
   template <class... More>
   void operator()(T g, T& p, T& v, More&... more) const {
     T* const state[] = {&v, &more...};
-    g = grad_scale * g + weight_decay * p;
+    g = decayed(grad_scale * g, weight_decay, p);
     v = alpha * v + one_minus_alpha * (g * g);
     T variance = v;
     if constexpr (centered) {
@@ -92,7 +99,7 @@ struct Adadelta {
   T grad_scale, weight_decay, lr, rho, one_minus_rho, eps;
 
   void operator()(T g, T& p, T& v, T& u) const {
-    g = grad_scale * g + weight_decay * p;
+    g = decayed(grad_scale * g, weight_decay, p);
     v = rho * v + one_minus_rho * (g * g);
     const T delta = sqrt(u + eps) / sqrt(v + eps) * g;
     u = rho * u + one_minus_rho * (delta * delta);
@@ -115,7 +122,7 @@ struct Adam {
 
   template <class... Maximum>
   void operator()(T g, T& p, T& m, T& v, Maximum&... v_max) const {
-    g = grad_scale * g + weight_decay * p;
+    g = decayed(grad_scale * g, weight_decay, p);
     m = beta1 * m + one_minus_beta1 * g;
     v = beta2 * v + one_minus_beta2 * (g * g);
     T second_moment = v;

@@ -80,10 +80,10 @@ inline double sqrt(double x) {
   return __builtin_sqrt(x);
 }
 
-// As in NumPy and torch, a NaN in x wins.
+// As in NumPy and torch, NaN is larger than every number.
 template <class T>
 T maximum(T x, T y) {
-  return x <= y ? y : x;
+  return x <= y || y != y ? y : x;
 }
 
 template <class T>

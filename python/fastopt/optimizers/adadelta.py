@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.optimizers.base import Array, ArrayTree, Optimizer
+from fastopt.optimizers.base import Array, ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Fraction, NonNegative, Rate, Switch
 
 __all__ = ["Adadelta"]
@@ -100,7 +100,7 @@ def adadelta(
     >>> v, u
     (array([0.1]), array([0.05]))
     """
-    g = (-g if maximize else g) + weight_decay * p
+    g = decayed(p, -g if maximize else g, weight_decay)
     v = rho * square_avg + (1 - rho) * (g * g)
     delta = np.sqrt(acc_delta + eps) / np.sqrt(v + eps) * g
     u = rho * acc_delta + (1 - rho) * (delta * delta)

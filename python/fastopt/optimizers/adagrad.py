@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.optimizers.base import Array, ArrayTree, Optimizer
+from fastopt.optimizers.base import Array, ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import NonNegative, Rate, Switch
 
 __all__ = ["Adagrad"]
@@ -118,7 +118,7 @@ def adagrad(
     >>> adagrad(np.ones(1), np.full(1, 3.0), np.full(1, 16.0), t=1, lr=1.0)
     (array([0.4]), array([25.]))
     """
-    g = (-g if maximize else g) + weight_decay * p
+    g = decayed(p, -g if maximize else g, weight_decay)
     s = sum + g * g
     mean_factor = 1 / t if root_mean_square else 1.0
     lr = lr / (1 + (t - 1) * lr_decay)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.optimizers.base import Array, ArrayTree, Optimizer
+from fastopt.optimizers.base import Array, ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
 
 __all__ = ["Adam", "AdamW"]
@@ -171,7 +171,7 @@ def adam(
     >>> p.round(6)
     array([0.9])
     """
-    g = (-g if maximize else g) + weight_decay * p
+    g = decayed(p, -g if maximize else g, weight_decay)
     return _adam(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, t, lr, betas, eps, decay=1.0)
 
 

@@ -92,6 +92,11 @@ class _State(Mapping[str, Mapping[str, NDArray[Any]]]):
         return repr(dict(self))
 
 
+def decayed(p: Array, g: Array, weight_decay: float) -> Array:
+    """Return the gradient with that of L2 regularization: without it, also where p is infinite."""
+    return g + weight_decay * p if weight_decay else g
+
+
 class ParamGroup(MutableMapping[str, Any]):
     """
     The hyper-parameters of one group: a mapping that checks what is set, plus ``params``.

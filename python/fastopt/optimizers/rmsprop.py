@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.optimizers.base import Array, ArrayTree, Optimizer
+from fastopt.optimizers.base import Array, ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Fraction, NonNegative, Rate, Switch
 
 __all__ = ["RMSprop"]
@@ -120,7 +120,7 @@ def rmsprop(
     >>> rmsprop(np.ones(1), np.full(1, 2.0), np.full(1, 4.0), t=1, lr=0.5, eps=0.0)
     (array([0.5]), array([4.]))
     """
-    g = (-g if maximize else g) + weight_decay * p
+    g = decayed(p, -g if maximize else g, weight_decay)
     v = alpha * square_avg + (1 - alpha) * (g * g)
     states = [v]
     variance = v

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.optimizers.base import Array, ArrayTree, Optimizer
+from fastopt.optimizers.base import Array, ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Finite, NonNegative, Rate, Switch
 
 __all__ = ["SGD"]
@@ -145,7 +145,7 @@ def sgd(
     >>> sgd(np.ones(2), np.full(2, 0.5), t=1, lr=0.1)
     (array([0.95, 0.95]),)
     """
-    g = (-g if maximize else g) + weight_decay * p
+    g = decayed(p, -g if maximize else g, weight_decay)
     if momentum == 0.0:
         return (p - lr * g,) if momentum_buffer is None else (p - lr * g, momentum_buffer)
     if (t == 1 or momentum_buffer is None) and not zero_start:
