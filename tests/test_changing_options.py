@@ -339,6 +339,18 @@ def test_a_velocity_set_before_the_first_step_is_saved() -> None:
         assert array == -5.0
 
 
+@each_resume
+def test_a_velocity_set_after_steps_without_momentum_is_one(resume: Any) -> None:
+    w = {"W": np.zeros(1)}
+    opt = SGD(w, lr=1.0, dampening=0.5)
+    opt.step({"W": np.ones(1)})
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.state["W"]["momentum_buffer"][...] = 8.0
+    opt, w = resume(opt, w)
+    opt.step({"W": np.ones(1)})
+    assert w["W"] == -1.0 - (4.0 + 0.5)
+
+
 def test_states_that_are_not_in_use_are_kept_and_saved() -> None:
     w = np.zeros(2)
     opt = RMSprop(w, momentum=0.5, centered=True)

@@ -654,6 +654,11 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
   for (const size_t index : stepped_) {
     Leaf& leaf = leaves_[index];
     const std::int64_t t = counts[index] + 1;
+    // A state of an array that has made steps without it, but was written to, is one to go on from.
+    if (t > 1 && !started[index]) {
+      started[index] = std::ranges::any_of(
+          leaf.state, [](const py::array& a) { return a.attr("any")().cast<bool>(); });
+    }
     const auto known = std::find_if(batches_.rbegin(), batches_.rend(), [&](const Batch& batch) {
       return batch.group == leaf.group && batch.t == t && batch.started == started[index];
     });
