@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 
 import fastopt
+from control_register import TRAPS, control_register, needs_mxcsr
 from fastopt import SGD, Adam, _core, losses
 from grid import CASES
 
@@ -440,3 +441,43 @@ def change_the_geometry_of_states() -> None:
 def test_the_geometry_of_states_is_the_optimizers() -> None:
     result = run(change_the_geometry_of_states)
     assert (result.stdout, result.stderr) == ("True (50000,) 2\n2 True\n", "")
+
+
+def compute_where_exceptions_trap() -> None:
+    """0 / 0, overflows and underflows, on threads that are made where they are to trap."""
+    n = 1 << 20
+    zeros, tiny, huge = (np.full(n, value, np.float32) for value in (0, 1e-30, 3e38))
+    far = np.array([[0.0, -100.0]] * n, np.float32)
+    for threads in (2, 1):
+        params = divided, overflown, underflown = [np.ones(n, np.float32) for _ in range(3)]
+        opt = [fastopt.RMSprop(divided, eps=0.0), fastopt.SGD(overflown, lr=10.0), Adam(underflown)]
+        with (
+            fastopt.config_context(num_threads=threads, denormals="preserve"),
+            control_register(0, clear=TRAPS) as after,
+        ):
+            for each, g in zip(opt, (zeros, huge, tiny), strict=True):
+                each.step(g, max_norm=1e300)
+            probabilities = losses.softmax(far)
+            y, _ = fastopt.layer_norm(huge[None], n)
+        assert after[7] & TRAPS == 0
+        assert [float(p[-1]) for p in params[1:]] == [-np.inf, 1.0]
+        assert np.isnan(divided).all()
+        assert (probabilities[:, 0] == 1).all()
+        assert (y == 0).all()
+    print("all done")
+
+
+@needs_mxcsr
+def test_exceptions_do_not_trap() -> None:
+    result = run(compute_where_exceptions_trap)
+    assert (result.stdout, result.stderr, result.returncode) == ("all done\n", "", 0)
+
+
+def trap() -> None:
+    with control_register(0, clear=TRAPS):
+        print(np.zeros(1) / np.zeros(1))
+
+
+@needs_mxcsr
+def test_the_traps_are_set() -> None:
+    assert run(trap).returncode == -signal.SIGFPE
