@@ -238,15 +238,18 @@ def test_isas() -> None:
     assert set(built) <= VECTOR_BYTES.keys()
 
 
-def test_denormals_are_in_force() -> None:
-    tiny = np.finfo(np.float32).tiny
-    results = {}
-    for denormals in ("flush", "preserve"):
-        w = np.full(1, tiny)
-        with config_context(denormals=denormals):
-            SGD(w, lr=0.5).step(w.copy())
-        results[denormals] = float(w[0])
-    assert results == {"flush": tiny, "preserve": tiny / 2}  # 0.5 * tiny
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("denormals", ["flush", "preserve"])
+def test_denormals_are_in_force(dtype: Any, threads: int, denormals: str) -> None:
+    n = 40_000
+    tiny = np.finfo(dtype).tiny
+    result, argument = np.full(n, 1.5 * tiny, dtype), np.zeros(n, dtype)
+    with config_context(denormals=denormals, num_threads=threads):
+        SGD(result, lr=1.0).step(np.full(n, tiny, dtype))
+        SGD(argument, lr=1.0).step(np.full(n, tiny / 2, dtype), loss_scale=float(tiny))
+    assert (result == (0 if denormals == "flush" else tiny / 2)).all()
+    assert (argument == (0 if denormals == "flush" else -0.5)).all()
 
 
 def show(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
