@@ -245,12 +245,12 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: fastopt.BatchNorm(6).load_state_dict({"weight": np.ones(6, F32)}),
         ValueError,
-        r"missing \['bias', 'running_mean', 'running_var'\], unexpected \[\]",
+        "missing bias, running_mean, running_var$",
     ),
     (
         lambda: fastopt.RMSNorm(6).load_state_dict({"weight": np.ones(5, F32)}),
         ValueError,
-        r"'weight' has shape \(5,\), expected \(6,\)",
+        r"weight has shape \(5,\), expected \(6,\)",
     ),
     (
         lambda: fastopt.BatchNorm(6)(X.astype(np.float64)),
@@ -267,12 +267,12 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: fastopt.RMSNorm(6).load_state_dict(5),  # type: ignore[arg-type]
         TypeError,
-        r"RMSNorm.load_state_dict: state is 5, expected a mapping",
+        r"RMSNorm.load_state_dict: state_dict is of type int, expected a mapping",
     ),
     (
         lambda: fastopt.RMSNorm(6).load_state_dict({"weight": np.ones(6)}),
         TypeError,
-        r"'weight' has dtype float64, expected float32",
+        "weight has dtype float64, expected float32",
     ),
 ]
 

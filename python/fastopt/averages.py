@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastopt import _core
-from fastopt._checks import number, shown, switch
+from fastopt import _core, _state
+from fastopt._checks import number, switch
 from fastopt._tree import Array, Tree, named_arrays, rebuild
 
 
@@ -218,34 +218,15 @@ class ExponentialMovingAverage:
             If names, shapes or dtypes differ: the message says which. Nothing is changed then.
         """
         caller = f"{type(self).__name__}.load_state_dict"
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(
-                f"{caller}: state_dict is of type {type(state_dict).__name__}, expected a mapping"
-            )
-        given = {key: np.array(value) for key, value in state_dict.items()}  # not the live ones
         averages = named_arrays(self._averages)
-        counts = ["steps", *(f"state.{name}.step" for name in averages)]
-        wanted = {"decay", "bias_correction", *counts, *(f"state.{n}.average" for n in averages)}
-        if given.keys() != wanted:
-            raise ValueError(
-                f"{caller}: the state is of another model: "
-                f"missing {sorted(wanted - given.keys())[:5]}, "
-                f"unexpected {sorted(given.keys() - wanted, key=repr)[:5]}"
-            )
-        for key in counts:
-            value = given[key]
-            if value.shape != () or value.dtype.kind not in "iu" or not 0 <= value < 2**63:
-                raise ValueError(f"{caller}: {key} is {shown(value.tolist())}, expected a count")
+        given = _state.read(caller, state_dict, [self._plan.counts, *averages.values()])
+        wanted: dict[str, _state.Entry] = {"steps": ((), "count")}
+        wanted |= dict.fromkeys(("decay", "bias_correction"), ((), None))
         for name, average in averages.items():
-            key = f"state.{name}.average"
-            if given[key].shape != average.shape:
-                raise ValueError(
-                    f"{caller}: {key} has shape {given[key].shape}, expected {average.shape}"
-                )
-            if given[key].dtype != average.dtype:
-                raise TypeError(
-                    f"{caller}: {key} has dtype {given[key].dtype}, expected {average.dtype}"
-                )
+            wanted[f"state.{name}.step"] = ((), "count")
+            wanted[f"state.{name}.average"] = (average.shape, average.dtype)
+        _state.check_keys(caller, given, wanted)
+        _state.check_entries(caller, given, wanted)
         with self._plan:
             self._set_options(caller, given["decay"].tolist(), given["bias_correction"].tolist())
             for i, (name, average) in enumerate(averages.items()):

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastopt import norm
-from fastopt._checks import integer, number, shown, switch
+from fastopt import _state, norm
+from fastopt._checks import integer, number, switch
 from fastopt.norm import Array, MaybeArray, Saved
 
 AnyLayer = TypeVar("AnyLayer", bound="Layer")
@@ -213,23 +213,11 @@ class Layer:
             has changed.
         """
         own, where = self._arrays(), f"{type(self).__name__}.load_state_dict"
-        if not isinstance(state, Mapping):
-            raise TypeError(f"{where}: state is {shown(state)}, expected a mapping of names")
+        arrays = _state.read(where, state, own.values())
         optional = {"num_batches_tracked"}
-        missing = sorted(own.keys() - state.keys() - optional)
-        unexpected = sorted(state.keys() - own.keys(), key=str)
-        if missing or unexpected:
-            raise ValueError(f"{where}: missing {missing}, unexpected {unexpected}")
-        arrays = {name: np.asarray(value).copy() for name, value in state.items()}
-        for name, array in arrays.items():
-            if array.shape != own[name].shape:
-                raise ValueError(
-                    f"{where}: {name!r} has shape {array.shape}, expected {own[name].shape}"
-                )
-            if array.dtype != own[name].dtype:
-                raise TypeError(
-                    f"{where}: {name!r} has dtype {array.dtype}, expected {own[name].dtype}"
-                )
+        _state.check_keys(where, arrays, own.keys() - optional, optional & own.keys())
+        _state.check_entries(where, arrays, {n: (own[n].shape, own[n].dtype) for n in arrays})
+        for name in arrays:
             if not own[name].flags.writeable:
                 raise ValueError(f"{where}: the layer's {name!r} is read-only")
         for name, array in arrays.items():

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeAlias, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt import _core
+from fastopt import _core, _state
 from fastopt._checks import number, shown
 from fastopt.optimizers.options import Range, Schedule
 
@@ -29,11 +29,6 @@ ArrayTree: TypeAlias = Any
 Array: TypeAlias = NDArray[Any]
 
 _RULES = _core.rules()
-_MOST_STEPS = 1 << 62  # a count has room for more
-
-
-def _memory(array: NDArray[Any]) -> NDArray[Any]:
-    return array if array.base is None else array.base
 
 
 def _writable(tree: ArrayTree) -> ArrayTree:
@@ -545,80 +540,73 @@ class Optimizer:
         plan = self._plan
         if plan is None:
             raise ValueError(f"{caller}: no parameters yet: use {type(self).__name__}(params)")
-        if not isinstance(state_dict, Mapping):
-            name = type(state_dict).__name__
-            raise TypeError(f"{caller}: state_dict is of type {name}, expected a mapping")
-        given = self._arrays_of(caller, state_dict)
-        plan_names, arrays = plan.names, plan.params
-
-        wanted: dict[str, tuple[tuple[int, ...], np.dtype[Any] | None]] = {}
-        wanted["steps"] = wanted["skipped_steps"] = ((), None)
-        all_options = []
+        own = [array for states in self._states for array in states.values()]
+        given = _state.read(caller, state_dict, [plan.counts, *own])
+        all_options = self._options_in(caller, given)
+        wanted: dict[str, _state.Entry] = dict.fromkeys(("steps", "skipped_steps"), ((), "count"))
         for i, group in enumerate(self._groups):
-            options = dict(group._options)
-            for name in options:
+            for name, value in group._options.items():
                 key = f"param_groups.{i}.{name}"
-                if key in given:
-                    value = given[key].tolist()
-                    options[name] = tuple(value) if isinstance(value, list) else value
                 if key in given or name != "lr":
-                    wanted[key] = (np.shape(group._options[name]), None)
-            all_options.append(options)
-        self._check_keys(caller, {key for key in wanted if key not in given}, set())
-        all_options = [self._checked(options) for options in all_options]
-        for group, options in zip(self._groups, all_options, strict=True):
-            if callable(group._options["lr"]):
-                options["lr"] = group._options["lr"]
-
+                    wanted[key] = (np.shape(value), None)
         all_names = {}
+        plan_names, arrays = plan.names, plan.params
         for group, options in zip(self._groups, all_options, strict=True):
+            owners = [f"state.{plan_names[i]}." for i in group._arrays]
             names = list(_RULES[self._rule(options)][0])
-            mine = [(plan_names[i], arrays[i]) for i in group._arrays]
             kept = [
                 name
                 for name in self._optional_states
-                if name not in names and any(f"state.{owner}.{name}" in given for owner, _ in mine)
+                if name not in names and any(owner + name in given for owner in owners)
             ]
-            for owner, array in mine:
-                wanted[f"state.{owner}.step"] = ((), None)
-                for name in [*names, *kept]:
-                    needed = name not in kept and self._initial(name, options) is not None
-                    if needed or f"state.{owner}.{name}" in given:
-                        wanted[f"state.{owner}.{name}"] = (array.shape, array.dtype)
             all_names[group._index] = [*names, *kept]
-        self._check_keys(caller, wanted.keys() - given.keys(), given.keys() - wanted.keys())
-        counts = {}
-        for key, (shape, dtype) in wanted.items():
-            if given[key].shape != shape:
-                raise ValueError(f"{caller}: {key} has shape {given[key].shape}, expected {shape}")
-            if dtype is not None and given[key].dtype != dtype:
-                raise TypeError(f"{caller}: {key} has dtype {given[key].dtype}, expected {dtype}")
-            if dtype is None and not key.startswith("param_groups."):
-                if given[key].dtype.kind not in "iu" or not 0 <= given[key] <= _MOST_STEPS:
-                    raise ValueError(f"{caller}: {key} is {given[key]}, expected a count")
-                counts[key] = int(given[key])
-
-        # A state of this optimizer's own would be written over before it is read.
-        own = {id(a): a for state in self._states for a in map(_memory, state.values())}
-        for key, array in given.items():
-            if any(np.may_share_memory(array, memory) for memory in own.values()):
-                given[key] = array.copy()
+            for owner, i in zip(owners, group._arrays, strict=True):
+                wanted[owner + "step"] = ((), "count")
+                for name in all_names[group._index]:
+                    needed = name not in kept and self._initial(name, options) is not None
+                    if needed or owner + name in given:
+                        wanted[owner + name] = (arrays[i].shape, arrays[i].dtype)
+        _state.check_keys(caller, given, wanted)
+        _state.check_entries(caller, given, wanted)
         with plan:
             self._set_options(
                 plan, self._groups, self._states, dict(enumerate(all_options)), all_names
             )
-            for group in self._groups:
-                for i in group._arrays:
-                    prefix = f"state.{plan_names[i]}."
-                    made = True
-                    for name in {**self._states[i], **dict.fromkeys(self._optional_states)}:
-                        initial = self._initial(name, group._options)
-                        made &= initial is not None or prefix + name in given
-                        if name in self._states[i]:
-                            self._states[i][name][...] = given.get(prefix + name, initial or 0.0)
-                    plan.counts[i] = counts[prefix + "step"]
-                    plan.started[i] = made and counts[prefix + "step"] > 0
-            plan.steps, plan.skipped_steps = counts["steps"], counts["skipped_steps"]
+            self._take(plan, given)
+
+    def _options_in(self, caller: str, given: Mapping[str, Array]) -> list[dict[str, Any]]:
+        """The groups' hyper-parameters in a state; a schedule stays."""
+        all_options = []
+        for i, group in enumerate(self._groups):
+            keys = {name: f"param_groups.{i}.{name}" for name in group._options}
+            _state.check_keys(caller, given, {keys[n] for n in keys if n != "lr"}, given)
+            values = {name: given[key].tolist() for name, key in keys.items() if key in given}
+            options = self._checked(
+                {
+                    **group._options,
+                    **{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()},
+                }
+            )
+            if callable(group._options["lr"]):
+                options["lr"] = group._options["lr"]
+            all_options.append(options)
+        return all_options
+
+    def _take(self, plan: _core.Plan, given: Mapping[str, Array]) -> None:
+        """Copies the states and the counts, which were checked."""
+        prefixes = [f"state.{name}." for name in plan.names]
+        for group in self._groups:
+            for i in group._arrays:
+                prefix = prefixes[i]
+                made = True
+                for name in {**self._states[i], **dict.fromkeys(self._optional_states)}:
+                    initial = self._initial(name, group._options)
+                    made &= initial is not None or prefix + name in given
+                    if name in self._states[i]:
+                        self._states[i][name][...] = given.get(prefix + name, initial or 0.0)
+                plan.counts[i] = count = int(given[prefix + "step"])
+                plan.started[i] = made and count > 0
+        plan.steps, plan.skipped_steps = int(given["steps"]), int(given["skipped_steps"])
 
     def __getstate__(self) -> dict[str, Any]:
         derived = {"_plan": None, "_state": None}
@@ -665,27 +653,6 @@ class Optimizer:
             checked[name] = value if declared is None else declared.check(where, value)
         self._check_together(checked)
         return checked
-
-    def _check_keys(self, caller: str, missing: set[str], unexpected: set[str]) -> None:
-        if missing or unexpected:
-            parts = [
-                f"{what} {', '.join(sorted(keys)[:5])}" + (", ..." if len(keys) > 5 else "")
-                for what, keys in (("missing", missing), ("unexpected", unexpected))
-                if keys
-            ]
-            raise ValueError(f"{caller}: the state is of another model: {'; '.join(parts)}")
-
-    @staticmethod
-    def _arrays_of(caller: str, state_dict: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        arrays = {}
-        for key, value in state_dict.items():
-            if not isinstance(key, str):
-                raise TypeError(f"{caller}: state_dict has the key {shown(key)}, expected str")
-            try:
-                arrays[key] = np.asarray(value)
-            except Exception as error:
-                raise TypeError(f"{caller}: {key} cannot be made an array: {error}") from error
-        return arrays
 
     @staticmethod
     def _is_grouped(params: ArrayTree) -> bool:

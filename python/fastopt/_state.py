@@ -1,0 +1,67 @@
+"""Loading a state_dict: all is checked, with one set of messages, before anything is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+from numpy.typing import NDArray
+
+from fastopt._checks import shown
+
+MOST_STEPS = 1 << 62  # a count has room for more
+
+Entry: TypeAlias = tuple[tuple[int, ...], np.dtype[Any] | Literal["count"] | None]
+"""The shape and the dtype of an entry; "count" is an integer from 0 on, None any dtype."""
+
+
+def read(caller: str, state_dict: Any, own: Iterable[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the entries as arrays: copies where they may lie among the loader's `own` arrays."""
+    if not isinstance(state_dict, Mapping):
+        name = type(state_dict).__name__
+        raise TypeError(f"{caller}: state_dict is of type {name}, expected a mapping")
+    bounds = [byte_bounds(array) for array in own]
+    low = min((begin for begin, _ in bounds), default=0)
+    high = max((end for _, end in bounds), default=0)
+    arrays = {}
+    for key, value in state_dict.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{caller}: state_dict has the key {shown(key)}, expected str")
+        try:
+            array = np.asarray(value)
+        except Exception as error:
+            raise TypeError(f"{caller}: {key} cannot be made an array: {error}") from error
+        begin, end = byte_bounds(array)
+        arrays[key] = array.copy() if begin < high and end > low else array
+    return arrays
+
+
+def check_keys(
+    caller: str, given: Collection[str], wanted: Collection[str], optional: Collection[str] = ()
+) -> None:
+    """Raise ValueError with what is missing, and what is unexpected."""
+    known = {"missing": {*wanted} - {*given}, "unexpected": {*given} - {*wanted} - {*optional}}
+    parts = [
+        f"{what} {', '.join(sorted(keys)[:5])}" + (", ..." if len(keys) > 5 else "")
+        for what, keys in known.items()
+        if keys
+    ]
+    if parts:
+        raise ValueError(f"{caller}: the state is of another model: {'; '.join(parts)}")
+
+
+def check_entries(
+    caller: str, given: Mapping[str, NDArray[Any]], wanted: Mapping[str, Entry]
+) -> None:
+    """Raise TypeError or ValueError for an entry of another shape or dtype than is wanted."""
+    for key, (shape, dtype) in wanted.items():
+        array = given[key]
+        if array.shape != shape:
+            raise ValueError(f"{caller}: {key} has shape {array.shape}, expected {shape}")
+        if dtype == "count":
+            if array.dtype.kind not in "iu" or not 0 <= array <= MOST_STEPS:
+                raise ValueError(f"{caller}: {key} is {shown(array.tolist())}, expected a count")
+        elif dtype is not None and array.dtype != dtype:
+            raise TypeError(f"{caller}: {key} has dtype {array.dtype}, expected {dtype}")
