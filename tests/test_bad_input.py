@@ -613,7 +613,7 @@ STATES: list[tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = [
     (entry("state.W.step", np.ones(3, int)), ValueError, r"state.W.step has shape \(3,\)"),
     (entry("state.W.step", 1.5), ValueError, "state.W.step is 1.5, expected a count"),
     (entry("steps", -1), ValueError, "steps is -1, expected a count"),
-    (entry("skipped_steps", "many"), ValueError, "skipped_steps is many, expected a count"),
+    (entry("skipped_steps", "many"), ValueError, "skipped_steps is 'many', expected a count"),
     (
         entry("steps", np.uint64(2**63)),
         ValueError,
