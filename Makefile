@@ -5,7 +5,7 @@ SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*/*)
 
 .DELETE_ON_ERROR:
 .PHONY: test test-torch test-isas test-qemu test-aarch64 test-exhaustive test-fuzz test-forks \
-	test-sanitized demo docs pictures bench bench-compare count-instructions lint wheel clean
+	test-sanitized demo docs pictures bench bench-compare count-instructions lint format wheel clean
 
 # An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
 # it, so that a rebuild compiles only what changed. SETTINGS are more options of the build.
@@ -107,6 +107,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror cpp/*/*.h cpp/*/*.cpp bench/*.cpp tests/*.cpp
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i cpp/*/*.h cpp/*/*.cpp bench/*.cpp tests/*.cpp
 
 # With its OpenMP runtime inside, so that it runs where no compiler is installed.
 wheel: $(VENV)/.installed

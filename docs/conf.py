@@ -51,6 +51,10 @@ myst_substitutions = {
     "optimizer_classes": "\n\n".join(
         f"```{{eval-rst}}\n.. autoclass:: fastopt.{name}\n```" for name in _optimizers
     ),
+    "optimizer_references": "\n\n".join(
+        f"```{{eval-rst}}\n.. autofunction:: fastopt.reference.{name}\n```"
+        for name in fastopt.reference.OPTIMIZERS
+    ),
 }
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import fastopt
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.M | re.S)
@@ -34,3 +36,10 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_pages_with_code_are_found() -> None:
     assert {"README.md", "lectures.md", "optimizers.md"} <= {page.name for page in WITH_CODE}
+
+
+def test_the_readme_lists_every_optimizer() -> None:
+    row = next(
+        line for line in (ROOT / "README.md").read_text().splitlines() if "| Optimizers |" in line
+    )
+    assert [name for name in fastopt.Optimizer.registry if f"`{name}`" not in row] == []

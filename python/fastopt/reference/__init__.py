@@ -30,13 +30,13 @@ from fastopt.reference.norm import (
 )
 
 # The function of an optimizer stands beside its class, and has its name.
-_OPTIMIZERS = {
+OPTIMIZERS = {
     name: function
     for cls in Optimizer.registry.values()
     for name, function in vars(sys.modules[cls.__module__]).items()
-    if name.replace("_", "") == cls.__name__.lower() and name != cls.__name__
+    if name.replace("_", "") == cls.__name__.lower() and not name.startswith("_")
 }
-globals().update(_OPTIMIZERS)
+globals().update(OPTIMIZERS)
 
 if TYPE_CHECKING:
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    *_OPTIMIZERS,
+    *OPTIMIZERS,
     "batch_norm",
     "batch_norm_backward",
     "batch_renorm",
