@@ -125,6 +125,7 @@ VERSION_2 = "0::/a/b\n"
         (VERSION_2, {"a/b/cpu.max": "max 100000"}, float("inf")),
         (VERSION_2, {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
         (VERSION_2, {"a/b/cpu.max": "400000 100000", "cpu.max": "200000 100000"}, 2),
+        (VERSION_2, {"a/b/cpu.max": "100000 100000", "a/cpu.max": "300000 100000"}, 1),
         (VERSION_2, {"other/cpu.max": "100000 100000"}, float("inf")),
         (VERSION_2, {"a/b/cpu.max": "nonsense"}, float("inf")),
         (VERSION_2, {}, float("inf")),
@@ -132,6 +133,10 @@ VERSION_2 = "0::/a/b\n"
         (VERSION_1, {"cpu/a/b/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_quota_us": "200000"}, 2),
         (VERSION_1, {"cpu/a/cpu.cfs_quota_us": "100000"}, 1),
         (VERSION_1, {"memory/a/cpu.cfs_quota_us": "100000"}, float("inf")),
+        (VERSION_1, {"cpu/x/cpu.cfs_quota_us": "100000"}, float("inf")),  # that of cpuset
+        ("7:cpu:/a:b\n", {"cpu/a:b/cpu.cfs_quota_us": "100000"}, 1),
+        (VERSION_1 + VERSION_2, {"cpu/a/b/cpu.cfs_quota_us": "300000"}, 3),
+        (VERSION_1 + VERSION_2, {"a/b/cpu.max": "60000 20000"}, 3),
         (None, {"cpu.max": "100000 100000"}, float("inf")),
     ],
 )

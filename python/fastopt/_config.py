@@ -67,9 +67,9 @@ def _cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> float:
                     period = (place / "cpu.cfs_period_us").read_text()
                 else:
                     quota, period = (place / "cpu.max").read_text().split()
-                if quota.strip() not in ("max", "-1"):
+                if int(quota) > 0:  # -1 in version 1 is none
                     limits.append(int(quota) / int(period))
-            except (OSError, ValueError):
+            except (OSError, ValueError):  # "max" in version 2
                 continue
     return min(limits)
 
