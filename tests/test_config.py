@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import fastopt
+from control_register import needs_mxcsr
 from fastopt import SGD, _config, _core, config_context, get_config, set_config
 
 VARIABLES = ("FASTOPT_NUM_THREADS", "OMP_NUM_THREADS", "FASTOPT_ISA", "FASTOPT_DENORMALS")
@@ -307,3 +308,18 @@ def test_the_import_starts_no_thread_and_prints_nothing() -> None:
     before = python("import numpy, os; print(len(os.listdir('/proc/self/task')))")
     assert result.stdout == before.stdout
     assert result.stderr == ""
+
+
+@needs_mxcsr
+def test_the_import_changes_no_arithmetic() -> None:
+    """A library that was linked with -ffast-math sets flush-to-zero for the whole process."""
+    code = """
+import numpy
+from control_register import control_register
+with control_register(0) as before: pass
+import fastopt
+with control_register(0) as after: pass
+print(before[7] & 0xFFC0, after[7] & 0xFFC0)  # without the flags that tell what happened
+"""
+    result = python(code, PYTHONPATH=str(Path(__file__).parent))
+    assert result.stdout.split() == [str(0x1F80)] * 2, result.stderr
