@@ -117,7 +117,7 @@ def places(node: Any, path: str = "") -> Iterator[tuple[Any, Any, str]]:
 
 # Arrays.
 
-SPECIAL = [0.0, -0.0, 1.0, 1e-310, 1e-40, -1e-45, 1e10]
+SPECIAL = [0.0, -0.0, 1.0, math.inf, -math.inf, math.nan, 1e-310, 1e-40, -1e-45, 1e38, 1e300]
 
 
 def numbers(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -428,7 +428,21 @@ STATEFUL: dict[str, Callable[[], Any]] = {
     "ReduceOnPlateau": lambda: schedules.ReduceOnPlateau(0.1),
 }
 VALUES: list[Any] = [
-    *[-1, 2**31, 2**63 - 1, 2**63, 2**64, 10**400, 1.5, -0.5, math.nan, math.inf, True, 1j],
+    *[
+        -1,
+        2**31,
+        2**63 - 1,
+        2**63,
+        2**64,
+        10**400,
+        1.5,
+        -0.5,
+        math.nan,
+        math.inf,
+        True,
+        1j,
+        [1.0, [2.0]],
+    ],
     *[None, "text", b"text", [], [1.0], {}, object(), np.ones((0, 3)), np.ones(7)],
     *[np.uint64(2**63), np.int64(-(2**63)), np.float16(1), np.array(["text"]), np.array(None)],
     np.ma.masked_array(1.0, mask=True),

@@ -144,6 +144,11 @@ def rms_norm(x: Any, **arrays: Any) -> Any:
     return fastopt.rms_norm(x, (L,), **arrays)
 
 
+def cross_entropy(logits: Any, **arrays: Any) -> Any:
+    labels = np.arange(N * C).reshape(N, C) % L
+    return fastopt.losses.softmax_cross_entropy(logits, labels, **arrays)
+
+
 AFFINE = {"x": X, "out": X, "gamma": CHANNELS, "beta": CHANNELS}
 RUNNING = {"running_mean": CHANNELS, "running_var": CHANNELS}
 CALLS = {
@@ -173,6 +178,14 @@ CALLS = {
     "rms_norm_backward": backward_of(rms_norm, fastopt.rms_norm_backward, gamma=(L,)),
     "softmax": Call(fastopt.losses.softmax, {"x": X, "out": X}, in_place=("x",)),
     "log_softmax": Call(fastopt.losses.log_softmax, {"x": X, "out": X}, in_place=("x",)),
+    "softmax_cross_entropy": Call(
+        cross_entropy, {"logits": X, "out": X, "weight": (L,)}, in_place=("logits",)
+    ),
+    "mse": Call(
+        fastopt.losses.mse,
+        {"prediction": X, "target": X, "out": X},
+        in_place=("prediction", "target"),
+    ),
     "spectral_norm": Call(fastopt.spectral_norm, {"w": (C, L), "u": (C,)}, ("u",)),
 }
 
