@@ -795,8 +795,8 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     (
         lambda: losses.l2_penalty({"\ud800": 1}, 0.1),
-        TypeError,
-        r"params\['.*d800'\] is of type int",
+        ValueError,
+        r"l2_penalty: params has the key .*d800', which has no UTF-8",
     ),
     (lambda: losses.l2_penalty({1.5: X}, 0.1), TypeError, "params has the key 1.5 of type float"),
     (lambda: losses.l2_penalty({"W": X}.values(), 0.1), TypeError, r"dict_values, .* use list\("),

@@ -41,13 +41,14 @@ def named_arrays(tree: Tree, what: str = "params") -> dict[str, Array]:
             arrays[name] = _as_array(node, f"{what}[{name!r}]")
             return
         for key, child in children:
+            where = f"{what}{f'[{path!r}]' if path else ''} has the key {shown(key)}"
             if not isinstance(key, str | int):
-                raise TypeError(
-                    f"{what}{f'[{path!r}]' if path else ''} has the key {shown(key)} of type "
-                    f"{type(key).__name__}, expected str or int"
-                )
-            # What has no UTF-8, a lone surrogate, is escaped.
-            name = str(key).encode(errors="backslashreplace").decode()
+                raise TypeError(f"{where} of type {type(key).__name__}, expected str or int")
+            name = str(key)
+            try:
+                name.encode()
+            except UnicodeEncodeError:  # a lone surrogate
+                raise ValueError(f"{where}, which has no UTF-8") from None
             walk(child, f"{path}.{name}" if path else name, depth + 1)
 
     walk(tree, "", 0)
