@@ -265,11 +265,11 @@ def test_neighbours_share_no_memory() -> None:
 def world() -> Any:
     """An Adam in the midst of its work: two dtypes, nested, one in another memory order."""
     rng = np.random.default_rng(0)
-    params = {
+    params: Any = {
         "W": rng.standard_normal((3, 4)),
         "layers": [{"b": rng.standard_normal(5).astype(np.float32)}, np.ones((2, 2), order="F")],
     }
-    grads = {"W": np.ones((3, 4)), "layers": [{"b": np.ones(5, np.float32)}, np.ones((2, 2))]}
+    grads: Any = {"W": np.ones((3, 4)), "layers": [{"b": np.ones(5, np.float32)}, np.ones((2, 2))]}
     opt = Adam(params)
     opt.step(grads)
     opt.step(grads)
@@ -510,6 +510,15 @@ def test_step(arrange: Callable[[Any], None], error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         w.opt.update(w.params, w.grads, **w.options)
     assert snapshot(w) == before
+
+
+def test_what_is_no_tree_of_arrays_is_an_error_of_types_too() -> None:
+    """The type checker wants the comments below: each line is an error without."""
+    opt = SGD([np.ones(1)])
+    with pytest.raises(ValueError, match="grads has 3 items, expected 1"):
+        opt.step([1, 2, "x"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="lr is 'fast', expected a finite number >= 0"):
+        SGD(np.ones(1), lr="fast")  # type: ignore[arg-type]
 
 
 def test_a_good_step_changes_the_snapshot() -> None:

@@ -482,7 +482,7 @@ def test_copies_go_on_with_the_same_bits(case: Case, resume: Any) -> None:
 
 
 def test_copies_of_groups_and_schedules() -> None:
-    params = [{"params": [np.zeros(1)], "lr": 0.5}, {"params": np.zeros(1)}]
+    params: Any = [{"params": [np.zeros(1)], "lr": 0.5}, {"params": np.zeros(1)}]
     opt = SGD(params, lr=halve, momentum=0.5)
     opt.step([[np.ones(1)], np.ones(1)])
     for copied in (pickle.loads(pickle.dumps(opt)), copy.deepcopy(opt)):

@@ -7,8 +7,8 @@
 
 namespace fastopt {
 
-// Measured on Zen 4 with 1 MiB of L2 per core. What decides about partial sums is fixed by the
-// shape, so the bits are the same on every machine.
+// Measured on Zen 4 with 1 MiB of L2 per core. They are constants, so that the shape alone decides
+// about partial sums, and the bits are the same on every machine.
 constexpr index_t slice_bytes = 1 << 18;         // of columns that are visited twice
 constexpr index_t stream_from_bytes = 16 << 20;  // outputs that no cache will hold
 constexpr index_t most_chunks = 64;

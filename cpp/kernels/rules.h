@@ -1,9 +1,9 @@
 // The update rules. A rule is its coefficients, folded once per step in double precision, and what
 // happens to one element. Included by kernels.cpp inside the namespace of one ISA.
 //
-// Every rule begins with the decayed gradient, grad_scale * g + weight_decay * p: the sign of
-// `maximize`, the loss scale and the clip factor are one number. No decay adds nothing, also to the
-// gradient of an infinite parameter: masks of -inf stay.
+// Every rule but the average's begins with the decayed gradient, grad_scale * g + weight_decay * p:
+// the sign of `maximize`, the loss scale and the clip factor are one number. No decay adds nothing,
+// also to the gradient of an infinite parameter: masks of -inf stay.
 
 struct Names {
   const char* rule;

@@ -8,8 +8,8 @@ using index_t = __PTRDIFF_TYPE__;
 
 enum class Dtype { float32, float64 };
 
-// Work is cut into blocks of this many elements, counted from an array's first element. Threads,
-// strided tiles and reductions all use the same blocks, so results do not depend on who does what.
+// A step, and a sum along a row, is cut into blocks of this many elements, counted from the first
+// one: threads and tiles take whole blocks, so results do not depend on who does what.
 constexpr index_t block = 1024;
 
 // Norms work on rows of so few columns with a vector across the rows instead of one along them.

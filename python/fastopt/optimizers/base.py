@@ -14,7 +14,7 @@ from collections.abc import (
     Sequence,
 )
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias, get_type_hints
+from typing import Any, ClassVar, TypeAlias, TypeGuard, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +23,21 @@ from fastopt import _core, _state
 from fastopt._checks import number, shown
 from fastopt.optimizers.options import Range, Schedule
 
-ArrayTree: TypeAlias = Any
-"""An array, a mapping or a sequence of arrays, or any nesting of them."""
-
 Array: TypeAlias = NDArray[Any]
+
+Groups: TypeAlias = Sequence[Mapping[str, Any]]
+
+ArrayTree: TypeAlias = Array | Mapping[Any, "ArrayTree"] | Sequence["ArrayTree"] | Groups
+"""An array, a mapping or a sequence of arrays, or any nesting of them; or a list of groups."""
+
+Gradient: TypeAlias = Array | np.floating[Any] | None
+GradientTree: TypeAlias = Gradient | Mapping[Any, "GradientTree"] | Sequence["GradientTree"]
+"""The same tree of gradients, with None for what has none."""
 
 _RULES = _core.rules()
 
 
-def _writable(tree: ArrayTree) -> ArrayTree:
+def _writable(tree: Any) -> Any:
     """The tree with copies of its read-only arrays: in the containers themselves, if that goes."""
     if isinstance(tree, np.ndarray):
         return tree if tree.flags.writeable else np.array(tree, order="K")
@@ -182,7 +188,7 @@ class Optimizer:
 
     _defaults: dict[str, Any]
     _plan: _core.Plan | None
-    _params: ArrayTree
+    _params: Any
     _grouped: bool
     _groups: list[ParamGroup]
     _states: list[dict[str, NDArray[Any]]]  # of every array, by name
@@ -255,7 +261,7 @@ class Optimizer:
 
     def step(
         self,
-        grads: ArrayTree,
+        grads: GradientTree,
         *,
         loss_scale: float = 1.0,
         max_norm: float | None = None,
@@ -319,7 +325,7 @@ class Optimizer:
     def update(
         self,
         params: ArrayTree,
-        grads: ArrayTree,
+        grads: GradientTree,
         *,
         loss_scale: float = 1.0,
         max_norm: float | None = None,
@@ -655,7 +661,7 @@ class Optimizer:
         return checked
 
     @staticmethod
-    def _is_grouped(params: ArrayTree) -> bool:
+    def _is_grouped(params: object) -> TypeGuard[Groups]:
         return (
             isinstance(params, Sequence)
             and len(params) > 0
@@ -674,7 +680,7 @@ class Optimizer:
         self._bind_trees([group["params"] for group in params], all_options, grouped=True)
 
     def _bind_trees(
-        self, params: ArrayTree, all_options: Sequence[Mapping[str, Any]], grouped: bool
+        self, params: Any, all_options: Sequence[Mapping[str, Any]], grouped: bool
     ) -> None:
         """Binds the trees, all or nothing; bound groups come first and keep their state."""
         plan = _core.Plan(type(self).__name__, params, grouped)
