@@ -104,11 +104,10 @@ N described(Dtype dtype, const std::vector<T>& gamma, const std::vector<T>& beta
             std::vector<double>& statistics) {
   N n{};
   n.dtype = dtype;
-  n.eps = 1e-5;
   n.gamma = gamma.data();
   n.beta = beta.data();
-  n.mean = statistics.data();
-  n.variance = n.mean + statistics.size() / 2;
+  const size_t count = statistics.size() / 3;
+  n.statistics = {&statistics[0], &statistics[count], &statistics[2 * count], 1e-5};
   return n;
 }
 
@@ -123,7 +122,7 @@ void norms(Dtype dtype) {
     std::vector<T> dgamma(gamma.size()), dbeta(gamma.size());
     {
       Hash hash("batch_norm", dtype);
-      std::vector<double> statistics(size_t(2 * s.channels));
+      std::vector<double> statistics(size_t(3 * s.channels), 1.0);
       auto norm = described<T, BatchNorm>(dtype, gamma, beta, statistics);
       norm.outer = s.outer;
       norm.channels = s.channels;
@@ -146,7 +145,7 @@ void norms(Dtype dtype) {
     {
       Hash hash("group_norm", dtype);
       const index_t groups = s.channels % 2 == 0 ? 2 : 1;
-      std::vector<double> statistics(size_t(2 * s.outer * groups));
+      std::vector<double> statistics(size_t(3 * s.outer * groups), 1.0);
       auto norm = described<T, GroupNorm>(dtype, gamma, beta, statistics);
       norm.samples = s.outer;
       norm.groups = groups;

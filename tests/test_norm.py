@@ -424,6 +424,132 @@ def test_huge_and_tiny_values(shape: tuple[int, ...], scale: float) -> None:
     assert np.abs(y - expected).max() <= max(1e-5 * np.abs(expected).max(), 1e-35)
 
 
+SIZES: list[tuple[Any, int]] = [(F32, k) for k in (122, 100, 64, 40, 31, -31, -40, -64, -100, -120)]
+SIZES += [(F64, k) for k in (1018, 600, 520, 300, -300, -440, -500)]
+
+
+def norms_of(p: Problem, scaled: Any, dy: Any, k: int) -> Iterator[tuple[Any, ...]]:
+    """Each norm's results for scaled inputs, and those of float64 for p's: y, dx, dgamma..."""
+    x, wide_dy, channels = p.double("x"), p.double("dy"), p.x.shape[1]
+    gamma, beta = p.double("gamma"), p.double("beta")
+    eps = 1e-5 * 4.0**k if abs(k) < 450 else 5e-324
+    wide_eps = 1e-5 if abs(k) < 450 else 0.0
+    for activation in (None, "relu"):
+        y, saved = fastopt.batch_norm(
+            scaled, gamma=p.gamma, beta=p.beta, training=True, eps=eps, activation=activation
+        )  # type: ignore[call-overload, unused-ignore]
+        got = fastopt.batch_norm_backward(dy, saved)
+        options: dict[str, Any] = {"eps": wide_eps, "activation": activation}
+        yield (
+            (y, *got),
+            reference.batch_norm(x, gamma, beta, **options)[0],
+            reference.batch_norm_backward(wide_dy, x, gamma, beta, **options),
+        )
+        assert saved.statistics[0] == pytest.approx(
+            x.mean((0, *range(2, x.ndim))) * 2.0**k, rel=1e-6, abs=1e-6 * 2.0**k
+        )
+    for groups in (1, channels) if x[0, 0].size > 1 else (1,):
+        y, saved = fastopt.group_norm(scaled, groups, gamma=p.gamma, beta=p.beta, eps=eps)
+        got = fastopt.group_norm_backward(dy, saved)
+        yield (
+            (y, *got),
+            reference.group_norm(x, groups, gamma, beta, eps=wide_eps),
+            reference.group_norm_backward(wide_dy, x, groups, gamma, eps=wide_eps),
+        )
+    shape = x.shape[1:]
+    weight = np.random.default_rng(1).normal(1, 0.3, shape).astype(p.x.dtype)
+    wide = weight.astype(F64)
+    y, saved = fastopt.layer_norm(scaled, shape, gamma=weight, eps=eps)
+    got = fastopt.layer_norm_backward(dy, saved)[:2]
+    yield (
+        (y, *got),
+        reference.layer_norm(x, shape, wide, eps=wide_eps),
+        reference.layer_norm_backward(wide_dy, x, shape, wide, eps=wide_eps),
+    )
+    y, saved = fastopt.rms_norm(scaled, shape, gamma=weight, eps=eps)
+    yield (
+        (y, *fastopt.rms_norm_backward(dy, saved)),
+        reference.rms_norm(x, shape, wide, eps=wide_eps),
+        reference.rms_norm_backward(wide_dy, x, shape, wide, eps=wide_eps),
+    )
+
+
+@pytest.mark.usefixtures("preserve")
+@pytest.mark.parametrize(
+    "shape", [(64, 6), (5000, 30), (3, 8200), (40, 6, 5), (8, 6, 40), (9, 3, 60, 270)], ids=str
+)
+@pytest.mark.parametrize(("dtype", "k"), SIZES)
+def test_inputs_of_any_size(isa: str, shape: tuple[int, ...], dtype: Any, k: int) -> None:
+    """Where 1 / sqrt(var + eps), its square or that of x has no room in the dtype."""
+    if isa != _core.supported_isas()[0] and shape[0] != 40:
+        return  # one walk for every instruction set, all walks for one
+    p = Problem(shape, dtype)
+    p.x[0, 0] += dtype(8)
+    half = k // 2  # so that dx has room
+    scaled = np.ldexp(p.x, k).astype(dtype)
+    dy = np.ldexp(p.dy, half).astype(dtype)
+    with np.errstate(all="raise"):
+        for got, y, gradients in norms_of(p, scaled, dy, k):
+            assert_close(got[0], y, dtype, 5)
+            assert_close(np.ldexp(got[1], k - half), gradients[0], dtype, 50)
+            for one, other in zip(got[2:], gradients[1:], strict=False):
+                assert_close(np.ldexp(one, -half), other, dtype, 20)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_a_channel_of_another_size_changes_no_other(isa: str, dtype: Any) -> None:
+    """Bit for bit; and sizes at which squares have room give the same bits times a power of two."""
+    for shape in SHAPES:
+        if math.prod(shape) > 10**5 or math.prod(shape) // shape[1] < 2:
+            continue
+        p = Problem(shape, dtype)
+        running: dict[str, Any] = {"running_mean": p.mean.copy(), "running_var": p.var.copy()}
+        y, saved = fastopt.batch_norm(p.x, gamma=p.gamma, training=True, eps=1e-30, **running)
+        dx = fastopt.batch_norm_backward(p.dy, saved)[0]
+        assert dx is not None
+        k = 40 if dtype is F32 else 300
+        for sign in (k, -k):
+            x = p.x.copy()
+            x[:, 1] = np.ldexp(x[:, 1], sign)
+            means, variances = p.mean.copy(), p.var.copy()
+            other, saved = fastopt.batch_norm(
+                x, gamma=p.gamma, training=True, eps=1e-30 if sign > 0 else 1e-300,
+                running_mean=means, running_var=variances,
+            )  # fmt: skip
+            others = np.arange(shape[1]) != 1
+            assert other[:, others].tobytes() == y[:, others].tobytes()
+            assert_close(other[:, 1], y[:, 1].astype(F64), dtype)
+            assert means[others].tobytes() == running["running_mean"][others].tobytes()
+            other_dx = fastopt.batch_norm_backward(p.dy, saved)[0]
+            assert other_dx is not None
+            assert other_dx[:, others].tobytes() == dx[:, others].tobytes()
+            mean, var = p.double("mean")[1], p.double("var")[1]
+            flat = x[:, 1].astype(F64)
+            assert means[1] == pytest.approx(0.9 * mean + 0.1 * flat.mean(), rel=1e-6)
+            assert variances[1] == pytest.approx(0.9 * var + 0.1 * flat.var(ddof=1), rel=1e-6)
+            with fastopt.config_context(num_threads=2):
+                again, _ = fastopt.batch_norm(
+                    x, training=False, running_mean=means, running_var=variances, out=x
+                )
+            scale = 1 / np.sqrt(variances.astype(F64)[1] + 1e-5)
+            expected = (flat - means.astype(F64)[1]) * scale
+            assert_close(again[:, 1], expected, dtype, 3)
+
+
+@pytest.mark.parametrize("value", [3e38, -1e20, 1e-30, 1.2e-38])
+def test_constant_rows_of_any_size(value: float) -> None:
+    x = np.full((7, 40), value, F32)
+    for y, saved in (
+        fastopt.layer_norm(x, 40, beta=np.ones(40, F32)),
+        fastopt.batch_norm(x, beta=np.ones(40, F32), training=True),
+        fastopt.group_norm(x, 1, beta=np.ones(40, F32)),
+    ):
+        np.testing.assert_allclose(y, 1, atol=1e-5)
+        assert saved.statistics[0] == pytest.approx(np.full(saved.statistics.shape[1], F32(value)))
+    y, _ = fastopt.rms_norm(x, 40, eps=0.0)
+    np.testing.assert_allclose(y, np.sign(value), rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(64, 6), (5000, 300), (8, 6, 40), (3, 6, 7)], ids=str)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stays_in_its_channel(shape: tuple[int, ...], bad: float) -> None:

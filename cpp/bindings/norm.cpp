@@ -71,7 +71,7 @@ struct Saved {
   double eps = 0;
   bool training = true, relu = false, residual = false;
   bool overwritten = false;         // y lies where x was
-  std::vector<double> statistics;   // means, variances
+  std::vector<double> statistics;   // means, variances, units
   std::vector<double> corrections;  // batch renormalization's r, d
   Shape shape, strides;             // x's, and its dtype
   int type = 0;
@@ -255,7 +255,6 @@ template <class N>
 N described(Arguments& arguments, const Saved& saved, const Shape& shape) {
   N norm{};
   norm.dtype = arguments.dtype();
-  norm.eps = saved.eps;
   norm.x = arguments.x().data();
   norm.gamma = arguments.parameter("gamma", saved.gamma, shape);
   norm.beta = arguments.parameter("beta", saved.beta, shape);
@@ -263,11 +262,11 @@ N described(Arguments& arguments, const Saved& saved, const Shape& shape) {
 }
 
 void set_statistics(Normalization& norm, Saved& saved, index_t n) {
-  if (saved.statistics.size() != 2 * size_t(n)) {
+  if (saved.statistics.size() != 3 * size_t(n)) {
     fail<py::value_error>(saved.function, "_backward: saved has statistics of another x");
   }
-  norm.mean = saved.statistics.data();
-  norm.variance = norm.mean + n;
+  double* const mean = saved.statistics.data();
+  norm.statistics = {mean, mean + n, mean + 2 * n, saved.eps};
 }
 
 Saved begin(const Arguments& arguments, py::object gamma, py::object beta, double eps) {
@@ -314,8 +313,8 @@ void read_running(const BatchNorm& norm, const void* mean, const void* variance)
       return norm.dtype == Dtype::float32 ? double(static_cast<const float*>(array)[c])
                                           : static_cast<const double*>(array)[c];
     };
-    norm.mean[c] = read(mean);
-    norm.variance[c] = read(variance);
+    norm.statistics.mean[c] = read(mean);
+    norm.statistics.variance[c] = read(variance);
   }
 }
 
@@ -343,7 +342,7 @@ py::tuple batch_norm_forward(const std::string& function, py::handle x, py::hand
                           " needs running_mean and running_var, they are None");
   }
   const Shape channels{norm.channels};
-  saved.statistics.resize(2 * size_t(norm.channels));
+  saved.statistics.assign(3 * size_t(norm.channels), 1.0);
   if (limits && training) saved.corrections.resize(2 * size_t(norm.channels));
   set_statistics(norm, saved, norm.channels);
   Running running{nullptr, nullptr, momentum, unbiased};
@@ -420,7 +419,7 @@ template <class N>
 py::tuple forward(Arguments& arguments, N norm, Saved saved, index_t statistics, py::handle out,
                   void (*run)(const Settings&, const N&, void* y)) {
   const CurrentSettings settings;
-  saved.statistics.resize(2 * size_t(statistics));
+  saved.statistics.assign(3 * size_t(statistics), 1.0);
   set_statistics(norm, saved, statistics);
   const Arguments::Output y = arguments.output(out);
   if (arguments.x().size() > 0) {
@@ -544,8 +543,15 @@ py::tuple layer_norm_gradient(const std::string& function, py::handle dy, py::ha
 }
 
 py::array_t<double> statistics_of(const Saved& saved) {
-  return py::array_t<double>({index_t(2), index_t(saved.statistics.size()) / 2},
-                             saved.statistics.data());
+  const index_t n = index_t(saved.statistics.size()) / 3;
+  py::array_t<double> result({index_t(2), n});
+  const double *const mean = saved.statistics.data(), *const variance = mean + n;
+  for (index_t i = 0; i < n; ++i) {
+    const double unit = variance[n + i];
+    result.mutable_at(0, i) = mean[i] / unit;
+    result.mutable_at(1, i) = variance[i] / unit / unit;
+  }
+  return result;
 }
 
 py::tuple state_of(const Saved& s) {

@@ -80,7 +80,7 @@ class Coefficients {
 
   // center, scale and shift, the first three, from the statistics of the channels c to end.
   void set_forward(const Norm& kernels, const BatchNorm& n, index_t c, index_t end) const {
-    kernels.forward_coefficients(end - c, n.eps, n.mean + c, n.variance + c, at(n.gamma, c, item_),
+    kernels.forward_coefficients(end - c, from(n.statistics, c), at(n.gamma, c, item_),
                                  at(n.beta, c, item_), (*this)(0, c), (*this)(1, c), (*this)(2, c));
     spread(0, 3, c, end);
   }
@@ -115,12 +115,21 @@ void move_running(const Norm& kernels, const BatchNorm& n, const Running& runnin
   if (running.mean == nullptr) return;
   const double count = double(n.outer * n.inner);
   const double factor = running.unbiased ? count / (count - 1) : 1.0;
+  const Statistics s = from(n.statistics, c);
+  const bool units = has_units(s, end - c);
+  const Scratch of_x(2, units ? end - c : 0);
+  double* const mean = units ? of_x[0] : s.mean;
+  double* const variance = units ? of_x[1] : s.variance;
+  for (index_t i = 0; units && i < end - c; ++i) {
+    mean[i] = s.mean[i] / s.unit[i];
+    variance[i] = s.variance[i] / s.unit[i] / s.unit[i];
+  }
   const auto move = [&](void* average, double correction, const double* value) {
-    kernels.move_average(end - c, running.momentum, correction, value + c,
+    kernels.move_average(end - c, running.momentum, correction, value,
                          at(average, c, item_size(n.dtype)));
   };
-  move(running.mean, 1.0, n.mean);
-  move(running.variance, factor, n.variance);
+  move(running.mean, 1.0, mean);
+  move(running.variance, factor, variance);
 }
 
 // What the walk calls for a range of channels: `start`, then `reduce` to two numbers a channel or a
@@ -149,8 +158,8 @@ struct ForwardPass {
         reduced_bytes(walk.bytes),
         bytes(walk.bytes * (2 + (residual != nullptr))),
         of_columns(walk.width > 1 ? 2 : 0, walk.columns),
-        first(walk.width > 1 ? of_columns[0] : n.mean),
-        second(walk.width > 1 ? of_columns[1] : n.variance),
+        first(walk.width > 1 ? of_columns[0] : n.statistics.mean),
+        second(walk.width > 1 ? of_columns[1] : n.statistics.variance),
         coefficients(3, n, walk),
         forward{n.x,
                 residual,
@@ -185,12 +194,12 @@ struct ForwardPass {
     const double *const mean = first + c * walk.width, *const m2 = second + c * walk.width;
     double mean_sum = 0, deviations = 0;
     for (index_t k = 0; k < walk.width; ++k) mean_sum += mean[k];
-    n.mean[c] = mean_sum / double(walk.width);
+    n.statistics.mean[c] = mean_sum / double(walk.width);
     for (index_t k = 0; k < walk.width; ++k) {
-      const double d = mean[k] - n.mean[c];
+      const double d = mean[k] - n.statistics.mean[c];
       deviations += m2[k] + double(n.outer) * (d * d);
     }
-    n.variance[c] = deviations;
+    n.statistics.variance[c] = deviations;
   }
 
   // From the sums of squared deviations to everything that depends on the channel alone.
@@ -198,18 +207,38 @@ struct ForwardPass {
     if (n.training) {
       for (index_t i = c; walk.width > 1 && i < end; ++i) join_columns(i);
       const double count = double(n.outer * n.inner);
-      for (index_t i = c; i < end; ++i) n.variance[i] /= count;
-      move_running(kernels, n, running, c, end);
+      for (index_t i = c; i < end; ++i) n.statistics.variance[i] /= count;
     }
+    kernels.choose_units(n.training ? at(n.x, c * n.inner, item) : nullptr,
+                         {n.outer, n.channels * n.inner, n.inner}, end - c, n.inner, true,
+                         from(n.statistics, c));
+    if (n.training) move_running(kernels, n, running, c, end);
     coefficients.set_forward(kernels, n, c, end);
   }
 
   void apply(index_t element, index_t c, Runs runs) const {
-    kernels.apply(shifted(element, c), runs, 0);
+    if (n.statistics.unit[c] == 1) return kernels.apply(shifted(element, c), runs, 0);
+    const Scratch copy(1, runs.inner);
+    for (index_t run = 0; run < runs.count; ++run) {
+      Forward f = shifted(element + run * runs.stride, c);
+      multiply_by_units(kernels, n.statistics.unit + c, f.x, 1, runs.inner, copy[0]);
+      f.x = copy[0];
+      kernels.apply(f, {1, runs.inner, runs.inner}, 0);
+    }
   }
 
   void apply_columns(index_t element, index_t c, index_t rows, index_t columns) const {
-    kernels.column_apply(shifted(element, c), rows, walk.columns, columns);
+    const index_t stride = walk.columns, channels = columns / walk.width;
+    if (!has_units(from(n.statistics, c), channels)) {
+      return kernels.column_apply(shifted(element, c), rows, stride, columns);
+    }
+    const Scratch copy(1, columns);
+    for (index_t row = 0; row < rows; ++row) {
+      Forward f = shifted(element + row * stride, c);
+      multiply_by_units(kernels, n.statistics.unit + c, f.x, channels, walk.width, copy[0]);
+      f.x = copy[0];
+      kernels.column_apply(f, 1, stride, columns);
+    }
   }
 
   Forward shifted(index_t element, index_t c) const {
@@ -293,9 +322,9 @@ struct BackwardPass {
     double *const sums = of_channels[0] + c, *const products = of_channels[1] + c;
     const double count =
         n.training ? double(n.outer * n.inner) : std::numeric_limits<double>::infinity();
-    kernels.backward_coefficients(end - c, n.eps, count, n.mean + c, n.variance + c,
-                                  at(n.gamma, c, item), sums, products, coefficients(0, c),
-                                  coefficients(3, c), coefficients(4, c), coefficients(5, c));
+    kernels.backward_coefficients(end - c, from(n.statistics, c), count, at(n.gamma, c, item), sums,
+                                  products, coefficients(0, c), coefficients(3, c),
+                                  coefficients(4, c), coefficients(5, c));
     coefficients.spread(3, 6, c, end);
     kernels.round_sums(end - c, products, at(dgamma, c, item));
     kernels.round_sums(end - c, sums, at(dbeta, c, item));
@@ -448,10 +477,11 @@ void correct(const BatchNorm& n, const Running& running, const Renorm& renorm, v
   const T* const beta = static_cast<const T*>(n.beta);
   const T* const running_mean = static_cast<const T*>(running.mean);
   const T* const running_variance = static_cast<const T*>(running.variance);
+  const Statistics& s = n.statistics;
   for (index_t c = 0; c < n.channels; ++c) {
-    const double sigma = std::sqrt(n.variance[c] + n.eps);
-    const double running_sigma = std::sqrt(double(running_variance[c]) + n.eps);
-    const double distance = n.mean[c] - double(running_mean[c]);
+    const double unit = s.unit[c], sigma = std::sqrt(s.variance[c] + s.eps * unit * unit) / unit;
+    const double running_sigma = std::sqrt(double(running_variance[c]) + s.eps);
+    const double distance = s.mean[c] / unit - double(running_mean[c]);
     const double r = std::clamp(sigma / running_sigma, 1 / renorm.r_max, renorm.r_max);
     const double d = std::clamp(distance / running_sigma, -renorm.d_max, renorm.d_max);
     const double weight = gamma == nullptr ? 1.0 : double(gamma[c]);
@@ -489,11 +519,14 @@ void batch_norm(const Settings& settings, const BatchNorm& n, const Running& run
   visit_channels(settings, walk, ForwardPass(settings, n, walk, running, residual, y));
 }
 
-void batch_norm_backward(const Settings& settings, const BatchNorm& n, const void* dy,
+void batch_norm_backward(const Settings& settings, const BatchNorm& norm, const void* dy,
                          const void* y, void* dx, void* dresidual, void* dgamma, void* dbeta) {
-  const Walk walk(n);
-  visit_channels(settings, walk,
-                 BackwardPass(settings, n, walk, dy, y, dx, dresidual, dgamma, dbeta));
+  const index_t channels = norm.channels, rows = norm.outer * channels;
+  in_units(settings, norm, channels, rows, norm.inner, dx, [&](const BatchNorm& n) {
+    const Walk walk(n);
+    visit_channels(settings, walk,
+                   BackwardPass(settings, n, walk, dy, y, dx, dresidual, dgamma, dbeta));
+  });
 }
 
 void batch_renorm(const Settings& settings, const BatchNorm& n, const Running& running,

@@ -1,3 +1,5 @@
+#include <optional>
+
 #include "norm_parts.h"
 
 namespace fastopt {
@@ -42,36 +44,8 @@ class GroupsAsRows {
   LayerNorm rows_;
 };
 
-}  // namespace
-
-void group_norm(const Settings& settings, const GroupNorm& n, void* y) {
-  if (short_runs(n)) return layer_norm(settings, *GroupsAsRows(n), y);
-  const Norm& kernels = settings.table->norm[size_t(n.dtype)];
-  const index_t item = item_size(n.dtype), run = n.inner, group = n.channels * n.inner;
-  const index_t bytes = n.samples * n.groups * group * item;
-  parallel_for(settings, 2 * bytes, [&](int part, int parts) {
-    const Scratch coefficients(5, n.groups * n.channels);
-    visit_groups(n, group * item, part, parts, [&](index_t g, index_t end) {
-      const index_t c = g % n.groups * n.channels, channels = (end - g) * n.channels;
-      kernels.moments(at(n.x, g * group, item), {1, group, group}, end - g, group, true, n.mean + g,
-                      n.variance + g);
-      for (index_t i = g; i < end; ++i) {
-        n.variance[i] /= double(group);
-        std::fill_n(coefficients[3] + (i - g) * n.channels, n.channels, n.mean[i]);
-        std::fill_n(coefficients[4] + (i - g) * n.channels, n.channels, n.variance[i]);
-      }
-      kernels.forward_coefficients(channels, n.eps, coefficients[3], coefficients[4],
-                                   at(n.gamma, c, item), at(n.beta, c, item), coefficients[0],
-                                   coefficients[1], coefficients[2]);
-      kernels.apply({at(n.x, g * group, item), nullptr, at(y, g * group, item), coefficients[0],
-                     coefficients[1], coefficients[2], false, streams(bytes)},
-                    {channels, run, run}, 1);
-    });
-  });
-}
-
-void group_norm_backward(const Settings& settings, const GroupNorm& n, const void* dy, void* dx,
-                         void* dgamma, void* dbeta) {
+void group_gradients(const Settings& settings, const GroupNorm& n, const void* dy, void* dx,
+                     void* dgamma, void* dbeta) {
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = item_size(n.dtype), run = n.inner, group = n.channels * n.inner;
   const index_t bytes = n.samples * n.groups * group * item, channels = n.groups * n.channels;
@@ -85,8 +59,8 @@ void group_norm_backward(const Settings& settings, const GroupNorm& n, const voi
       const index_t c = g % n.groups * n.channels, count = (end - g) * n.channels;
       double* const sum = sums[g / n.groups] + c;
       double* const product = products[g / n.groups] + c;
-      kernels.forward_coefficients(end - g, n.eps, n.mean + g, n.variance + g, nullptr, nullptr,
-                                   of_groups[0], of_groups[1], of_groups[2]);
+      kernels.forward_coefficients(end - g, from(n.statistics, g), nullptr, nullptr, of_groups[0],
+                                   of_groups[1], of_groups[2]);
       repeat(of_groups[0], end - g, n.channels, item, coefficients[0]);
       const index_t first = g * group;
       const Backward b = backward_of(at(dy, first, item), at(n.x, first, item), at(dx, first, item),
@@ -97,14 +71,13 @@ void group_norm_backward(const Settings& settings, const GroupNorm& n, const voi
         kernels.gradient_sums(b, {1, run, run}, count, run, sum, product);
       }
       if (n.channels == 1) {  // many at a time, not one by one
-        kernels.backward_coefficients(count, n.eps, double(group), n.mean + g, n.variance + g,
+        kernels.backward_coefficients(count, from(n.statistics, g), double(group),
                                       at(n.gamma, c, item), sum, product, coefficients[0],
                                       coefficients[3], coefficients[4], coefficients[5]);
       } else {
-        kernels.group_coefficients(end - g, n.channels, n.eps, double(group), n.mean + g,
-                                   n.variance + g, at(n.gamma, c, item), sum, product,
-                                   coefficients[0], coefficients[3], coefficients[4],
-                                   coefficients[5]);
+        kernels.group_coefficients(end - g, n.channels, from(n.statistics, g), double(group),
+                                   at(n.gamma, c, item), sum, product, coefficients[0],
+                                   coefficients[3], coefficients[4], coefficients[5]);
       }
       kernels.gradient_apply(b, {count, run, run}, 1);
     });
@@ -119,6 +92,51 @@ void group_norm_backward(const Settings& settings, const GroupNorm& n, const voi
     kernels.round_sums(width, products[0] + c, at(dgamma, c, item));
     kernels.round_sums(width, sums[0] + c, at(dbeta, c, item));
   });
+}
+
+}  // namespace
+
+void group_norm(const Settings& settings, const GroupNorm& n, void* y) {
+  if (short_runs(n)) return layer_norm(settings, *GroupsAsRows(n), y);
+  const Norm& kernels = settings.table->norm[size_t(n.dtype)];
+  const index_t item = item_size(n.dtype), run = n.inner, group = n.channels * n.inner;
+  const index_t bytes = n.samples * n.groups * group * item;
+  parallel_for(settings, 2 * bytes, [&](int part, int parts) {
+    const index_t most = n.groups * n.channels;
+    const Scratch coefficients(3, most), of_channels(3, most);
+    visit_groups(n, group * item, part, parts, [&](index_t g, index_t end) {
+      const index_t c = g % n.groups * n.channels, groups = end - g, channels = groups * n.channels;
+      const Statistics statistics = from(n.statistics, g);
+      const Runs runs{1, group, group};
+      const void* x = at(n.x, g * group, item);
+      kernels.moments(x, runs, groups, group, true, statistics.mean, statistics.variance);
+      for (index_t i = 0; i < groups; ++i) statistics.variance[i] /= double(group);
+      kernels.choose_units(x, runs, groups, group, true, statistics);
+      std::optional<Scratch> copy;
+      if (has_units(statistics, groups)) {
+        copy.emplace(groups, group);
+        multiply_by_units(kernels, statistics.unit, x, groups, group, (*copy)[0]);
+        x = (*copy)[0];
+      }
+      repeat<double>(statistics.mean, groups, n.channels, of_channels[0]);
+      repeat<double>(statistics.variance, groups, n.channels, of_channels[1]);
+      repeat<double>(statistics.unit, groups, n.channels, of_channels[2]);
+      kernels.forward_coefficients(channels,
+                                   {of_channels[0], of_channels[1], of_channels[2], statistics.eps},
+                                   at(n.gamma, c, item), at(n.beta, c, item), coefficients[0],
+                                   coefficients[1], coefficients[2]);
+      kernels.apply({x, nullptr, at(y, g * group, item), coefficients[0], coefficients[1],
+                     coefficients[2], false, streams(bytes)},
+                    {channels, run, run}, 1);
+    });
+  });
+}
+
+void group_norm_backward(const Settings& settings, const GroupNorm& norm, const void* dy, void* dx,
+                         void* dgamma, void* dbeta) {
+  const index_t groups = norm.samples * norm.groups;
+  in_units(settings, norm, groups, groups, norm.channels * norm.inner, dx,
+           [&](const GroupNorm& n) { group_gradients(settings, n, dy, dx, dgamma, dbeta); });
 }
 
 }  // namespace fastopt

@@ -1,4 +1,5 @@
 #include <numeric>
+#include <optional>
 
 #include "norm_parts.h"
 
@@ -31,8 +32,8 @@ void long_row_gradients(const Settings& settings, const LayerNorm& n, const void
   };
   // For its floating-point environment.
   parallel_for(settings, 0, [&](int, int) {
-    kernels.forward_coefficients(n.rows, n.eps, n.mean, n.variance, nullptr, nullptr,
-                                 coefficients[0], coefficients[1], coefficients[2]);
+    kernels.forward_coefficients(n.rows, n.statistics, nullptr, nullptr, coefficients[0],
+                                 coefficients[1], coefficients[2]);
   });
   parallel_for(settings, 2 * bytes, [&](int part, int parts) {
     const Range mine = share(n.rows * pieces.count, part, parts);
@@ -51,9 +52,9 @@ void long_row_gradients(const Settings& settings, const LayerNorm& n, const void
       kernels.add_sums(n.rows, products[k], products[0]);
     }
     if (!n.centered) std::fill_n(sums[0], n.rows, 0.0);
-    kernels.backward_coefficients(n.rows, n.eps, double(n.columns), n.mean, n.variance, nullptr,
-                                  sums[0], products[0], coefficients[0], coefficients[3],
-                                  coefficients[4], coefficients[5]);
+    kernels.backward_coefficients(n.rows, n.statistics, double(n.columns), nullptr, sums[0],
+                                  products[0], coefficients[0], coefficients[3], coefficients[4],
+                                  coefficients[5]);
   });
   parallel_for(settings, 3 * bytes, [&](int part, int parts) {
     const Range mine = share(slices.count, part, parts);
@@ -104,15 +105,15 @@ void row_gradients(const Settings& settings, const LayerNorm& n, index_t run, co
           g_end = std::min(g + (n.groups > 1 ? most : 1), last);
           const index_t r = s * n.groups + g, rows = (end - s) * (g_end - g), first = r * columns;
           const void* const gamma = at(n.gamma, g * columns, item);
-          kernels.forward_coefficients(rows, n.eps, n.mean + r, n.variance + r, nullptr, nullptr,
+          kernels.forward_coefficients(rows, from(n.statistics, r), nullptr, nullptr,
                                        coefficients[0], coefficients[1], coefficients[2]);
           const Backward b = backward_of(at(dy, first, item), at(n.x, first, item),
                                          at(dx, first, item), coefficients, streams(bytes));
           kernels.row_gradient_sums(b, gamma, apart, rows, columns, totals[0], totals[1]);
           if (!n.centered) std::fill_n(totals[0], rows, 0.0);
-          kernels.backward_coefficients(rows, n.eps, double(columns), n.mean + r, n.variance + r,
-                                        nullptr, totals[0], totals[1], coefficients[0],
-                                        coefficients[3], coefficients[4], coefficients[5]);
+          kernels.backward_coefficients(rows, from(n.statistics, r), double(columns), nullptr,
+                                        totals[0], totals[1], coefficients[0], coefficients[3],
+                                        coefficients[4], coefficients[5]);
           const index_t in_sums = (g - group) * columns;
           kernels.row_gradient_apply(b, gamma, apart, rows, columns, columns,
                                      at(floats[0], in_sums, item), at(floats[1], in_sums, item));
@@ -156,12 +157,19 @@ void layer_norm(const Settings& settings, const LayerNorm& n, void* y) {
       end = std::min(r + most, mine.end);
       if (n.groups > 1) end = std::min(end, r - group + n.groups);
       const index_t rows = end - r;
-      const void* const x = at(n.x, r * columns, item);
-      kernels.moments(x, {1, columns, columns}, rows, columns, n.centered, n.mean + r,
-                      n.variance + r);
-      for (index_t i = r; i < end; ++i) n.variance[i] /= double(columns);
-      kernels.forward_coefficients(rows, n.eps, n.mean + r, n.variance + r, nullptr, nullptr,
-                                   center, scale, shift);
+      const Statistics statistics = from(n.statistics, r);
+      const Runs runs{1, columns, columns};
+      const void* x = at(n.x, r * columns, item);
+      kernels.moments(x, runs, rows, columns, n.centered, statistics.mean, statistics.variance);
+      for (index_t i = 0; i < rows; ++i) statistics.variance[i] /= double(columns);
+      kernels.choose_units(x, runs, rows, columns, n.centered, statistics);
+      std::optional<Scratch> copy;
+      if (has_units(statistics, rows)) {
+        copy.emplace(rows, columns);
+        multiply_by_units(kernels, statistics.unit, x, rows, columns, (*copy)[0]);
+        x = (*copy)[0];
+      }
+      kernels.forward_coefficients(rows, statistics, nullptr, nullptr, center, scale, shift);
       kernels.row_apply(
           {x, nullptr, at(y, r * columns, item), center, scale, shift, false, streams(bytes)},
           at(n.gamma, offset, item), at(n.beta, offset, item), apart, rows, columns);
@@ -169,12 +177,15 @@ void layer_norm(const Settings& settings, const LayerNorm& n, void* y) {
   });
 }
 
-void layer_norm_backward(const Settings& settings, const LayerNorm& n, const void* dy, void* dx,
+void layer_norm_backward(const Settings& settings, const LayerNorm& norm, const void* dy, void* dx,
                          void* dgamma, void* dbeta) {
-  if (n.rows < few_long_rows && n.columns >= long_row) {
-    return long_row_gradients(settings, n, dy, dx, dgamma, dbeta);
-  }
-  row_gradients(settings, n, 1, dy, dx, dgamma, dbeta);
+  in_units(settings, norm, norm.rows, norm.rows, norm.columns, dx, [&](const LayerNorm& n) {
+    if (n.rows < few_long_rows && n.columns >= long_row) {
+      long_row_gradients(settings, n, dy, dx, dgamma, dbeta);
+    } else {
+      row_gradients(settings, n, 1, dy, dx, dgamma, dbeta);
+    }
+  });
 }
 
 }  // namespace fastopt

@@ -9,12 +9,10 @@ namespace fastopt {
 // What a normalization is given; the statistics are the results of its forward pass.
 struct Normalization {
   Dtype dtype;
-  double eps;
   const void* x;
-  const void* gamma;  // or nullptr
-  const void* beta;   // or nullptr
-  double* mean;
-  double* variance;  // biased
+  const void* gamma;      // or nullptr
+  const void* beta;       // or nullptr
+  Statistics statistics;  // before the forward pass, all units are 1
 };
 
 // Statistics of each channel; those of evaluation are given.

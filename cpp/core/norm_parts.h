@@ -60,6 +60,52 @@ inline Backward backward_of(const void* dy, const void* x, void* dx, const Scrat
           stream};
 }
 
+// Those from the statistic i on.
+inline Statistics from(const Statistics& s, index_t i) {
+  return {s.mean + i, s.variance + i, s.unit + i, s.eps};
+}
+
+inline bool has_units(const Statistics& s, index_t n) {
+  index_t units = 0;
+  for (index_t i = 0; i < n; ++i) units += s.unit[i] != 1;
+  return units > 0;
+}
+
+// Rows of so many columns that lie one after the other, each times its unit.
+inline void multiply_by_units(const Norm& kernels, const double* unit, const void* x, index_t rows,
+                              index_t columns, void* y) {
+  const Scratch coefficients(2, rows);
+  void *const units = coefficients[0], *const zeros = coefficients[1];
+  kernels.round_sums(rows, unit, units);
+  std::fill_n(coefficients[1], rows, 0.0);
+  kernels.apply({x, nullptr, y, zeros, units, zeros, false, false}, {rows, columns, columns}, 1);
+}
+
+// Calls pass(n) with x in the units of its rows, which repeat themselves after so many statistics,
+// and brings dx back out of them.
+template <class N, class Pass>
+void in_units(const Settings& settings, const N& n, index_t statistics, index_t rows,
+              index_t columns, void* dx, const Pass& pass) {
+  if (!has_units(n.statistics, statistics)) return pass(n);
+  const Norm& kernels = settings.table->norm[size_t(n.dtype)];
+  const index_t item = item_size(n.dtype);
+  const Scratch copy(rows, columns);
+  const auto multiply = [&](const void* from, void* to) {
+    parallel_for(settings, 0, [&](int, int) {
+      for (index_t row = 0; row < rows; row += statistics) {
+        const index_t first = row * columns;
+        multiply_by_units(kernels, n.statistics.unit, at(from, first, item), statistics, columns,
+                          at(to, first, item));
+      }
+    });
+  };
+  multiply(n.x, copy[0]);
+  N scaled = n;
+  scaled.x = copy[0];
+  pass(scaled);
+  multiply(dx, dx);
+}
+
 // Every row's dx, and dgamma and dbeta, each of `run` neighbours in a sample.
 void row_gradients(const Settings& settings, const LayerNorm& n, index_t run, const void* dy,
                    void* dx, void* dgamma, void* dbeta);

@@ -37,10 +37,13 @@ void move_average(index_t n, double momentum, double factor, const double* __res
 
 // center, scale and shift of the forward pass.
 template <class T>
-void forward_coefficients(index_t n, double eps, const double* __restrict mean,
-                          const double* __restrict variance, const void* gamma_data,
+void forward_coefficients(index_t n, const Statistics& s, const void* gamma_data,
                           const void* beta_data, void* center_data, void* scale_data,
                           void* shift_data) {
+  const double* __restrict const mean = s.mean;
+  const double* __restrict const variance = s.variance;
+  const double* __restrict const unit = s.unit;
+  const double eps = s.eps;
   const T* const gamma = static_cast<const T*>(gamma_data);
   const T* const beta = static_cast<const T*>(beta_data);
   T* __restrict const center = static_cast<T*>(center_data);
@@ -50,7 +53,8 @@ void forward_coefficients(index_t n, double eps, const double* __restrict mean,
       [=](auto with_gamma, auto with_beta) {
 #pragma omp simd
         for (index_t i = 0; i < n; ++i) {
-          const double weight = (with_gamma ? double(gamma[i]) : 1) / sqrt(variance[i] + eps);
+          const double sigma = sqrt(variance[i] + eps * unit[i] * unit[i]);
+          const double weight = (with_gamma ? double(gamma[i]) : 1) / sigma;
           // Around zero a difference would only round.
           const bool around_zero = 4 * mean[i] * mean[i] <= variance[i];
           center[i] = around_zero ? T(0) : T(mean[i]);
@@ -65,11 +69,14 @@ void forward_coefficients(index_t n, double eps, const double* __restrict mean,
 // dgamma), the coefficients of dx; `count` elements have a statistic in common, infinitely many
 // where it is a constant.
 template <class T>
-void backward_coefficients(index_t n, double eps, double count, const double* __restrict mean,
-                           const double* __restrict variance, const void* gamma_data,
+void backward_coefficients(index_t n, const Statistics& s, double count, const void* gamma_data,
                            const double* __restrict sums, double* __restrict products,
                            const void* center_data, void* on_dy_data, void* on_x_data,
                            void* constant_data) {
+  const double* __restrict const mean = s.mean;
+  const double* __restrict const variance = s.variance;
+  const double* __restrict const unit = s.unit;
+  const double eps = s.eps;
   const T* const gamma = static_cast<const T*>(gamma_data);
   const T* __restrict const center = static_cast<const T*>(center_data);
   T* __restrict const on_dy = static_cast<T*>(on_dy_data);
@@ -81,7 +88,7 @@ void backward_coefficients(index_t n, double eps, double count, const double* __
 #pragma omp simd
         for (index_t i = 0; i < n; ++i) {
           const double rest = mean[i] - double(center[i]);
-          const double inverse = 1 / sqrt(variance[i] + eps);
+          const double inverse = 1 / sqrt(variance[i] + eps * unit[i] * unit[i]);
           const double weight = (with_gamma ? double(gamma[i]) : 1) * inverse;
           const double dot = (products[i] - rest * sums[i]) * inverse;
           // 0 - x is no negative zero: in evaluation a dx of 0 has the same sign in every batch.
@@ -97,22 +104,22 @@ void backward_coefficients(index_t n, double eps, double count, const double* __
 
 // The same for groups of n channels, which have a statistic in common.
 template <class T>
-void group_coefficients(index_t groups, index_t n, double eps, double count, const double* mean,
-                        const double* variance, const void* gamma_data, const double* sums,
-                        double* products, const void* center_data, void* on_dy_data,
-                        void* on_x_data, void* constant_data) {
+void group_coefficients(index_t groups, index_t n, const Statistics& s, double count,
+                        const void* gamma_data, const double* sums, double* products,
+                        const void* center_data, void* on_dy_data, void* on_x_data,
+                        void* constant_data) {
   const T* const gamma = static_cast<const T*>(gamma_data);
   const T* const center = static_cast<const T*>(center_data);
   T* const on_dy = static_cast<T*>(on_dy_data);
   T* const on_x = static_cast<T*>(on_x_data);
   T* const constant = static_cast<T*>(constant_data);
   with_flags(
-      [=](auto with_gamma) {
+      [=, &s](auto with_gamma) {
         const double each = 1 / count;
         for (index_t g = 0; g < groups; ++g) {
           const index_t begin = g * n, end = begin + n;
-          const double rest = mean[g] - double(center[begin]);
-          const double inverse = 1 / sqrt(variance[g] + eps);
+          const double rest = s.mean[g] - double(center[begin]);
+          const double inverse = 1 / sqrt(s.variance[g] + s.eps * s.unit[g] * s.unit[g]);
           double sum = 0, dot = 0;
           for (index_t i = begin; i < end; ++i) {
             const double weight = with_gamma ? double(gamma[i]) : 1;

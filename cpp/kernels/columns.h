@@ -91,11 +91,6 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
       center[c] = T(mean[c]);
     }
   }
-  for (index_t c = 0; c < columns; ++c) {
-    if (!finite(m2[c])) {
-      moments_of_huge(x + c, {rows, stride, 1}, true, mean + c, m2 + c);
-    }
-  }
 }
 
 // f<V>(element, column) for every element, y's stores streamed or not. Streamed rows that lie one

@@ -40,6 +40,7 @@ constexpr Norm norm_of{
     round_sums<T>,
     merge,
     move_average<T>,
+    choose_units<T>,
     forward_coefficients<T>,
     backward_coefficients<T>,
     group_coefficients<T>,

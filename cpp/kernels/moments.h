@@ -144,29 +144,6 @@ void moments_of_few(const T* x, index_t rows, index_t columns, bool centered,
   }
 }
 
-// Number by number, in double: where squares overflow a T.
-template <class T>
-void moments_of_huge(const T* x, Runs runs, bool centered, double* mean, double* m2) {
-  constexpr double shrink = sizeof(T) == 4 ? 1 : 0x1p-600;
-  const auto sum = [=](auto term) {
-    double total = 0;
-    for (index_t run = 0; run < runs.count; ++run) {
-      for (index_t i = 0; i < runs.inner; ++i) {
-        total += term(double(x[run * runs.stride + i]) * shrink);
-      }
-    }
-    return total;
-  };
-  const double elements = double(runs.count * runs.inner);
-  const double center = centered ? sum([](double v) { return v; }) / elements : 0;
-  *mean = center / shrink;
-  *m2 = sum([=](double v) { return (v - center) * (v - center); }) / shrink / shrink;
-}
-
-inline bool finite(double x) {
-  return x - x == 0;
-}
-
 // Of `statistics` that begin `apart` from each other. Runs of few elements are rows: each is a
 // statistic of its own, and they lie one after the other.
 template <class T>
@@ -181,7 +158,94 @@ void moments(const void* data, Runs runs, index_t statistics, index_t apart, boo
       moments_of(x + i * apart, blocks, centered, mean + i, m2 + i);
     }
   }
+}
+
+// --- units ---
+
+inline bool finite(double x) {
+  return x - x == 0;
+}
+
+inline int exponent_of(double x) {
+  return int(__builtin_bit_cast(unsigned long long, x) >> 52 & 0x7ff) - 1023;
+}
+inline double power_of_two(int exponent) {
+  return __builtin_bit_cast(double, static_cast<unsigned long long>(exponent + 1023) << 52);
+}
+
+// Powers of two up to which, and down to which, the square of a deviation's inverse, a sum of
+// squares and a number have room in a T.
+template <class T>
+struct Room {
+  static constexpr int deviation = sizeof(T) == 4 ? 30 : 250;
+  static constexpr int square = sizeof(T) == 4 ? -90 : -900;
+  static constexpr int number = sizeof(T) == 4 ? 126 : 1020;
+};
+
+template <class T>
+int clamped(int exponent) {
+  constexpr int most = Room<T>::number;
+  return exponent > most ? most : exponent < -most ? -most : exponent;
+}
+
+// Mean and variance number by number, in double, in a unit in which x has room for its squares.
+template <class T>
+void moments_one_by_one(const T* x, Runs runs, bool centered, const Statistics& s) {
+  const auto each = [=](auto visit) {
+    for (index_t run = 0; run < runs.count; ++run) {
+      for (index_t i = 0; i < runs.inner; ++i) visit(double(x[run * runs.stride + i]));
+    }
+  };
+  double largest = 0, all = 0;
+  each([&](double v) {
+    all += v * 0;  // NaN for what is not finite
+    largest = maximum(largest, v < 0 ? -v : v);
+  });
+  const double unit =
+      finite(all) && largest > 0 ? power_of_two(clamped<T>(-exponent_of(largest))) : 1;
+  const double elements = double(runs.count * runs.inner);
+  double sum = 0, squares = 0;
+  if (centered) each([&](double v) { sum += v * unit; });
+  const double mean = sum / elements;
+  each([&](double v) { squares += (v * unit - mean) * (v * unit - mean); });
+  *s.mean = mean;
+  *s.variance = squares / elements;
+  *s.unit = unit;
+}
+
+// From the variances to the units. Where the squares had no room either, the moments are computed
+// anew from the elements of x, which lie as for `moments`; nullptr if the statistics are given.
+template <class T>
+void choose_units(const void* data, Runs runs, index_t statistics, index_t apart, bool centered,
+                  const Statistics& s) {
+  const double least = power_of_two(-2 * Room<T>::deviation);
+  const double most = power_of_two(2 * Room<T>::deviation);
+  const auto square = [&s](index_t i) { return s.variance[i] + s.eps * s.unit[i] * s.unit[i]; };
+  double odd = 0;
+#pragma omp simd reduction(+ : odd)
   for (index_t i = 0; i < statistics; ++i) {
-    if (!finite(m2[i])) moments_of_huge(x + i * apart, runs, centered, mean + i, m2 + i);
+    odd += square(i) >= least && square(i) <= most ? 0.0 : 1.0;
+  }
+  for (index_t i = 0; odd > 0 && i < statistics; ++i) {
+    const Statistics one{s.mean + i, s.variance + i, s.unit + i, s.eps};
+    if (square(i) >= least && square(i) <= most) continue;
+    const bool has_room = finite(square(i)) && square(i) >= power_of_two(Room<T>::square);
+    if (data != nullptr && !has_room) {
+      moments_one_by_one(static_cast<const T*>(data) + i * apart, runs, centered, one);
+    }
+    const double of_x = sqrt(*one.variance) / *one.unit, of_eps = sqrt(s.eps);
+    const double sigma = of_x <= of_eps ? of_eps : of_x;
+    int exponent = 0;
+    if (finite(sigma) && sigma > 0) {
+      const int size = exponent_of(sigma), of_mean = exponent_of(*one.mean / *one.unit);
+      if (size < -Room<T>::deviation || size > Room<T>::deviation) exponent = -size;
+      // The mean needs room, too.
+      if (exponent > Room<T>::number - 20 - of_mean) exponent = Room<T>::number - 20 - of_mean;
+      if (size < 0 && exponent < 0) exponent = 0;
+    }
+    const double factor = power_of_two(clamped<T>(exponent)) / *one.unit;
+    *one.mean *= factor;
+    *one.variance = *one.variance * factor * factor;
+    *one.unit *= factor;
   }
 }

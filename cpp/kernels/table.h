@@ -86,6 +86,14 @@ struct Backward {
   bool stream;
 };
 
+// Means and biased variances of x times its statistic's unit, a power of two. It is 1, unless
+// sqrt(variance + eps) is so large or so small that its inverse has no room in x's dtype: then all
+// that is done with x, to the coefficients and back to dx, is done in this unit.
+struct Statistics {
+  double *mean, *variance, *unit;
+  double eps;  // of x itself
+};
+
 // Normalization in one dtype; rows.h, columns.h, moments.h and coefficients.h say what each one
 // does.
 struct Norm {
@@ -114,17 +122,16 @@ struct Norm {
                 const double* m2_b, index_t n);
   void (*move_average)(index_t n, double momentum, double factor, const double* value,
                        void* running);
-  void (*forward_coefficients)(index_t n, double eps, const double* mean, const double* variance,
-                               const void* gamma, const void* beta, void* center, void* scale,
-                               void* shift);
-  void (*backward_coefficients)(index_t n, double eps, double count, const double* mean,
-                                const double* variance, const void* gamma, const double* sums,
-                                double* products, const void* center, void* on_dy, void* on_x,
-                                void* constant);
-  void (*group_coefficients)(index_t groups, index_t n, double eps, double count,
-                             const double* mean, const double* variance, const void* gamma,
-                             const double* sums, double* products, const void* center, void* on_dy,
-                             void* on_x, void* constant);
+  void (*choose_units)(const void* x, Runs runs, index_t statistics, index_t apart, bool centered,
+                       const Statistics& s);
+  void (*forward_coefficients)(index_t n, const Statistics& s, const void* gamma, const void* beta,
+                               void* center, void* scale, void* shift);
+  void (*backward_coefficients)(index_t n, const Statistics& s, double count, const void* gamma,
+                                const double* sums, double* products, const void* center,
+                                void* on_dy, void* on_x, void* constant);
+  void (*group_coefficients)(index_t groups, index_t n, const Statistics& s, double count,
+                             const void* gamma, const double* sums, double* products,
+                             const void* center, void* on_dy, void* on_x, void* constant);
 };
 
 struct Table {

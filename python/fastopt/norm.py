@@ -583,8 +583,9 @@ def _layer_norm(
     eps: float,
     out: MaybeArray,
 ) -> tuple[Array, Saved]:
-    sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
-    shape = tuple(integer(f"{name}: normalized_shape", size) for size in sizes)
+    several = not isinstance(normalized_shape, int) and isinstance(normalized_shape, Sequence)
+    sizes: Any = normalized_shape if several else (normalized_shape,)
+    shape = tuple([integer(f"{name}: normalized_shape", size) for size in sizes])
     eps = number(f"{name}: eps", eps, 0.0)
     return _core.layer_norm(name, x, shape, gamma, beta, eps, out)
 
