@@ -1,14 +1,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*/*)
+SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*/*) \
+	$(sort $(dir $(wildcard python/fastopt/*.py python/fastopt/*/*.py)))
 
 .DELETE_ON_ERROR:
 .PHONY: test test-torch test-isas test-qemu test-aarch64 test-exhaustive test-fuzz test-forks \
 	test-sanitized demo docs pictures bench bench-compare count-instructions lint format wheel clean
 
-# An editable install: rebuilt when the C++ changes. The tools that build it are installed beside
-# it, so that a rebuild compiles only what changed. SETTINGS are more options of the build.
+# An editable install: rebuilt when the C++ changes, or a module is new. The tools that build it are
+# installed beside it, so that a rebuild compiles only what changed. SETTINGS are more options of
+# the build.
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import weakref
 from bisect import bisect_left, bisect_right
 from collections.abc import (
-    Iterable,
-    Iterator,
     Mapping,
-    MutableMapping,
-    MutableSequence,
     Sequence,
 )
 from types import MappingProxyType
@@ -21,6 +15,7 @@ from numpy.typing import NDArray
 
 from fastopt import _core, _state
 from fastopt._checks import number, shown
+from fastopt.optimizers.groups import ParamGroup, States, did_you_mean, writable
 from fastopt.optimizers.options import Range, Schedule
 
 Array: TypeAlias = NDArray[Any]
@@ -37,28 +32,6 @@ GradientTree: TypeAlias = Gradient | Mapping[Any, "GradientTree"] | Sequence["Gr
 _RULES = _core.rules()
 
 
-def _writable(tree: Any) -> Any:
-    """The tree with copies of its read-only arrays: in the containers themselves, if that goes."""
-    if isinstance(tree, np.ndarray):
-        return tree if tree.flags.writeable else np.array(tree, order="K")
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-    new = {key: _writable(child) for key, child in items}
-    if all(new[key] is tree[key] for key in new):
-        return tree
-    if isinstance(tree, (MutableMapping, MutableSequence)):
-        for key, child in new.items():
-            tree[key] = child
-        return tree
-    if isinstance(tree, Mapping):
-        return new
-    return tree._make(new.values()) if hasattr(tree, "_make") else tuple(new.values())
-
-
-def _meant(name: object, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _constants(rule: str, options: Mapping[str, Any]) -> dict[str, float]:
     """The coefficients of a rule that are hyper-parameters, ``beta1`` of ``betas``, or 1 minus."""
     values = {"grad_scale": -1.0 if options["maximize"] else 1.0}
@@ -71,92 +44,9 @@ def _constants(rule: str, options: Mapping[str, Any]) -> dict[str, float]:
     return {name: values[name] for name in _RULES[rule][1] if name in values}
 
 
-class _State(Mapping[str, Mapping[str, NDArray[Any]]]):
-    """The states of every parameter, in views made at each look: their shape is not the state's."""
-
-    def __init__(self, plan: _core.Plan, states: Sequence[Mapping[str, NDArray[Any]]]) -> None:
-        self._counts, self._states = plan.counts, states
-        self._positions = {name: i for i, name in enumerate(plan.names)}
-
-    def __getitem__(self, parameter: str) -> Mapping[str, NDArray[Any]]:
-        i = self._positions[parameter]
-        views = {name: array.view() for name, array in self._states[i].items()}
-        return MappingProxyType({"step": self._counts[i : i + 1].reshape(()), **views})
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._positions)
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __repr__(self) -> str:
-        return repr(dict(self))
-
-
 def decayed(p: Array, g: Array, weight_decay: float) -> Array:
     """Return the gradient with that of L2 regularization: without it, also where p is infinite."""
     return g + weight_decay * p if weight_decay else g
-
-
-class ParamGroup(MutableMapping[str, Any]):
-    """
-    The hyper-parameters of one group: a mapping that checks what is set, plus ``params``.
-
-    It does not keep its optimizer alive; copied or pickled alone it is a plain dict.
-    """
-
-    __slots__ = ("_arrays", "_index", "_optimizer", "_options", "_params", "_rule")
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        index: int,
-        arrays: range,
-        params: ArrayTree,
-        options: dict[str, Any],
-    ) -> None:
-        self._optimizer = weakref.ref(optimizer)
-        self._index = index
-        self._arrays = arrays
-        self._params = params
-        self._options = options
-        self._rule = ""
-
-    def __getitem__(self, name: str) -> Any:
-        return self._params if name == "params" else self._options[name]
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self.update({name: value})
-
-    def update(self, *args: Any, **options: Any) -> None:
-        """Set several hyper-parameters, given as to ``dict.update``: all of them, or none."""
-        self._owner()._change({self._index: dict(*args, **options)})
-
-    def _owner(self) -> Optimizer:
-        optimizer = self._optimizer()
-        if optimizer is None:
-            raise ReferenceError("the optimizer of this group is gone: nothing can be set")
-        return optimizer
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self.__slots__:
-            raise AttributeError(f"a group is a mapping: set group[{name!r}] = {shown(value)}")
-        super().__setattr__(name, value)
-
-    def __delitem__(self, name: str) -> None:
-        raise TypeError(f"{type(self._owner()).__name__}: {name!r} can be set, not deleted")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(("params", *self._options))
-
-    def __len__(self) -> int:
-        return 1 + len(self._options)
-
-    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
-        return dict, (dict(self),)
-
-    def __repr__(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
 
 
 class Optimizer:
@@ -231,7 +121,7 @@ class Optimizer:
             )
         known = name.startswith("_") or hasattr(type(self), name)
         if not known and Optimizer.registry.get(caller) is type(self):
-            raise AttributeError(f"{caller} has no attribute {name!r}{_meant(name, options)}")
+            raise AttributeError(f"{caller} has no attribute {name!r}{did_you_mean(name, options)}")
         super().__setattr__(name, value)
 
     # What a subclass says of its rule.
@@ -623,7 +513,7 @@ class Optimizer:
         vars(self).update(state)
         self._forget()
         if state["_groups"]:
-            params = _writable(state["_params"])
+            params = writable(state["_params"])
             self._bind_trees(params, state["_groups"], state["_grouped"])
             self.load_state_dict(state["_states"])
 
@@ -652,7 +542,7 @@ class Optimizer:
         checked = {}
         for name, value in options.items():
             if name not in self._defaults:
-                meant = _meant(name, self._defaults)
+                meant = did_you_mean(name, self._defaults)
                 raise ValueError(f"{caller}: unknown hyper-parameter {name!r}{meant}")
             declared = self.ranges.get(name)
             where = f"{caller}: {name}"
@@ -700,7 +590,7 @@ class Optimizer:
         self._set_options(plan, groups, states, dict(enumerate(map(dict, all_options))))
         self._params, self._grouped = params, grouped
         self._groups, self._states, self._plan = groups, states, plan
-        self._state = _State(plan, states)
+        self._state = States(plan, states)
 
     def _forget(self) -> None:
         """Binds nothing."""
