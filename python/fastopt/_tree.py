@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -137,9 +138,13 @@ def rebuild(like: Tree, arrays: Iterable[Array]) -> Any:
 def unflatten(vector: Vector, like: Tree) -> Any:
     """Return `rebuild` of `like` with arrays of its shapes that are views of `vector`."""
     arrays = list(named_arrays(like).values())
-    pieces = np.split(vector, np.cumsum([array.size for array in arrays])[:-1])
+    ends = accumulate(array.size for array in arrays)
     return rebuild(
-        like, (piece.reshape(array.shape) for piece, array in zip(pieces, arrays, strict=True))
+        like,
+        (
+            vector[end - array.size : end].reshape(array.shape)
+            for array, end in zip(arrays, ends, strict=True)
+        ),
     )
 
 

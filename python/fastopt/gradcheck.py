@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -113,6 +113,16 @@ class GradientCheck:
         return "\n".join(lines)
 
 
+class _Difference(NamedTuple):
+    """A central difference of one entry."""
+
+    h: float
+    slope: float  # D
+    bend: float  # c
+    rounding: float  # u |L|
+    moved: bool  # the loss is not the same at all three points
+
+
 def check_gradient(
     fn: Callable[[Any], Any],
     params: Tree,
@@ -141,11 +151,11 @@ def check_gradient(
 
     .. math::
         R_i(h) = D_i(h) + \tfrac{1}{15} (D_i(h) - D_i(4h)), \qquad
-        r_i = |R_i(h) - R_i(4h)| + (2 \sigma + u |L|) / h
+        r_i = |R_i(h) - R_i(4h)| + \frac{\nu_i + u |L|}{h}, \qquad
+        \nu_i = \max_{h' \le h} h' |R_i(h') - R_i(4h')|
 
     the one with the smallest :math:`r_i` is taken, an estimate of what it can resolve:
-    :math:`\sigma` is the noise of the loss, the largest of its sixth differences at 16 points of
-    a line, over :math:`\sqrt{924}`. The gradients agree when
+    :math:`\nu_i` is the noise of the loss that smaller steps show. The gradients agree when
 
     .. math::
         \|\max(|g^{\text{num}} - g| - r, 0)\|_2
@@ -160,7 +170,7 @@ def check_gradient(
     The check runs in float64 whatever the dtype of `params`: `fn` is given a float64 copy of the
     tree (dicts, lists and tuples), and the caller's arrays are never changed. The loss is
     evaluated twice at the point, twice per checked entry, and 28 times more for each entry looked
-    at again. It must be smooth there: a ReLU whose kink lies within 2e-7 is a false alarm. Dropout
+    at again. It must be smooth there: a ReLU whose kink lies within 1e-7 is a false alarm. Dropout
     must use the same mask at every call.
 
     Parameters
@@ -198,7 +208,7 @@ def check_gradient(
     References
     ----------
     Ng, Improving deep neural networks, 2017, week 1: gradient checking.
-    Moré, Wild, Estimating computational noise, 2011.
+    Ridders, Accurate computation of F'(x) and F'(x) F''(x), 1982 (several steps, extrapolated).
 
     Examples
     --------
@@ -239,8 +249,7 @@ def check_gradient(
             "random numbers (dropout), let it make its generator from a seed at every call"
         )
 
-    def difference(x: Vector, index: tuple[int, ...], relative: float) -> tuple[float, ...]:
-        """Return D, c and u |L| / h at a step relative to the entry, and the step h."""
+    def difference(x: Vector, index: tuple[int, ...], relative: float) -> _Difference:
         center = float(x[index])
         step = relative * max(1.0, abs(center))
         x[index] = above = center + step
@@ -249,40 +258,27 @@ def check_gradient(
         loss_below, _ = loss_and_gradients()
         x[index] = center
         h = (above - below) / 2  # as it was rounded
-        return (
+        return _Difference(
+            h,
             (loss_above - loss_below) / (2 * h),
             abs(loss_above - 2 * here + loss_below) / (2 * h),
-            _UNIT * max(abs(loss_above), abs(loss_below)) / h,
-            h,
+            _UNIT * max(abs(loss_above), abs(loss_below)),
+            not loss_above == here == loss_below,
         )
 
-    def noise() -> float:
-        """Return sigma: a sixth difference of independent errors has 924 times their variance."""
-        start = point.copy()
-        stride = 2.0**-26 * np.random.default_rng(0).choice([-1.0, 1.0], start.size)
-        losses = []
-        for i in range(16):
-            point[:] = start + i * stride * np.maximum(1, np.abs(start))
-            losses.append(loss_and_gradients()[0])
-        point[:] = start
-        with np.errstate(all="ignore"):
-            differences = np.abs(np.diff(losses, 6)) / math.sqrt(924)
-        return float(np.max(differences[np.isfinite(differences)], initial=0.0))
-
-    def second_look(x: Vector, index: tuple[int, ...], sigma: float) -> tuple[float, ...]:
+    def second_look(x: Vector, index: tuple[int, ...]) -> tuple[float, float, float]:
         """Return the extrapolated difference with the smallest r, its c and its r."""
         steps = [factor * eps for factor in _FACTORS if factor * eps >= _UNIT]
-        slopes, bends, roundings, widths = zip(
-            *(difference(x, index, step) for step in steps), strict=True
-        )
-        extrapolated = [near + (near - far) / 15 for near, far in pairwise(slopes)]
-        looks = [
-            (near, bend, abs(near - far) + 2 * sigma / h + rounding)
-            for (near, far), bend, rounding, h in zip(
-                pairwise(extrapolated), bends, roundings, widths, strict=False
-            )
-        ]
-        return min(looks, key=lambda look: look[2] if math.isfinite(look[2]) else math.inf)
+        differences = [difference(x, index, step) for step in steps]
+        slopes = [near.slope + (near.slope - far.slope) / 15 for near, far in pairwise(differences)]
+        looks, noise = [], 0.0
+        for d, (near, far) in zip(differences, pairwise(slopes), strict=False):
+            apart = abs(near - far)
+            noise = max(noise, d.h * apart)
+            looks.append((near, d.bend, apart + (noise + d.rounding) / d.h))
+        # Where the loss has not moved at all, the step is below what it can show.
+        moved = [look for look, d in zip(looks, differences, strict=False) if d.moved]
+        return min(moved or looks, key=lambda look: look[2] if math.isfinite(look[2]) else math.inf)
 
     rng = np.random.default_rng(0)
     views = named_arrays(unflatten(point, params))
@@ -297,21 +293,21 @@ def check_gradient(
     ]
     gradients = named_arrays(unflatten(gradient, params))
     analytic = np.array([gradients[name][index] for name, index in places])
-    first = np.array([difference(views[name], index, eps) for name, index in places])
-    numeric, bend = first[:, 0].copy(), first[:, 1].copy()
+    first = [difference(views[name], index, eps) for name, index in places]
+    numeric, first_bend = (np.array([d.slope for d in first]), np.array([d.bend for d in first]))
+    bend = first_bend.copy()
     resolution = np.zeros_like(numeric)
 
     def excess() -> Vector:
-        return _excess(numeric, analytic, resolution, first[:, 1])
+        return _excess(numeric, analytic, resolution, first_bend)
 
     order = np.argsort(-excess())
-    sigma = noise() if norm(excess()) > THRESHOLD else 0.0
     for i, place in enumerate(order):
         confirmed = np.max(excess()[order[:i]], initial=0.0)
         if norm(excess()) <= THRESHOLD or confirmed >= max(THRESHOLD, excess()[place]):
             break
         name, index = places[place]
-        look = second_look(views[name], index, sigma)
+        look = second_look(views[name], index)
         if math.isfinite(look[2]):
             numeric[place], bend[place], resolution[place] = look
 
