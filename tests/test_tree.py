@@ -139,6 +139,16 @@ def test_flatten_like_follows_the_order_of_params() -> None:
     assert _tree.flatten_like(grads, params).tolist() == [1, 2, 3, 4]
 
 
+class Items(dict[str, Any]):
+    """A mapping whose items are no pairs."""
+
+    def __init__(self, given: list[Any]) -> None:
+        self.given = given
+
+    def items(self) -> Any:
+        return self.given
+
+
 class Tensor:
     def detach(self) -> None: ...
 
@@ -158,6 +168,21 @@ PARAMS = {"a": np.zeros(2), "b": np.zeros((1, 2))}
             lambda: _tree.named_arrays({"W": {2.5: 1}}),
             TypeError,
             r"params\['W'\] has the key 2.5 of type float, expected str or int",
+        ),
+        (
+            lambda: _tree.named_arrays({"\ud800": {}}),
+            ValueError,
+            r"the key '.ud800', which has no UTF",
+        ),
+        (
+            lambda: _tree.named_arrays(Items([1])),
+            TypeError,
+            "has 1 among its items, expected pairs",
+        ),
+        (
+            lambda: _tree.named_arrays([Items(["ab"])]),
+            TypeError,
+            r"params\['0'\] has 'ab' among its",
         ),
         (lambda: _tree.named_arrays(ENDLESS), ValueError, "params is nested deeper than 100 lev"),
         (lambda: _tree.named_arrays(Tensor()), TypeError, r"use tensor\.detach\(\)\.numpy\(\)"),  # type: ignore[arg-type]

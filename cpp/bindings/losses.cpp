@@ -38,10 +38,18 @@ index_t axis_of(const py::array& array, index_t axis, const std::string& caller,
   return axis < 0 ? axis + array.ndim() : axis;
 }
 
-// The same numbers in C order with this axis as the last one; a copy where they are not so.
+// The same elements with this axis as the last one. A plain array: nothing of a subclass is called.
+py::array axis_last(const py::array& array, index_t axis) {
+  std::vector<py::ssize_t> shape = shape_of(array),
+                           strides(array.strides(), array.strides() + array.ndim());
+  std::rotate(shape.begin() + axis, shape.begin() + axis + 1, shape.end());
+  std::rotate(strides.begin() + axis, strides.begin() + axis + 1, strides.end());
+  return py::array(array.dtype(), shape, strides, array.data(), array);
+}
+
+// In C order; a copy where they are not so.
 py::array as_rows(const py::array& array, index_t axis) {
-  if (axis == array.ndim() - 1) return in_c_order(array);
-  return in_c_order(py::module_::import("numpy").attr("moveaxis")(array, axis, -1));
+  return in_c_order(axis == array.ndim() - 1 ? array : axis_last(array, axis));
 }
 
 // Where rows of `array` are to be written: itself where this axis is the last one.
@@ -51,8 +59,7 @@ py::array rows_to(const py::array& array, const py::array& rows, index_t axis) {
 
 void put_back(const py::array& rows, const py::array& array, index_t axis) {
   if (rows.is(array)) return;
-  const py::module_ numpy = py::module_::import("numpy");
-  numpy.attr("copyto")(array, numpy.attr("moveaxis")(rows, -1, axis));
+  py::module_::import("numpy").attr("copyto")(axis_last(array, axis), rows);
 }
 
 py::array softmax_along(const std::string& caller, py::handle x_object, index_t given_axis,

@@ -31,8 +31,15 @@ def named_arrays(tree: Tree, what: str = "params") -> dict[str, Array]:
     def walk(node: object, path: str, depth: int) -> None:
         if depth > _MAX_DEPTH:
             raise ValueError(f"{what} is nested deeper than {_MAX_DEPTH} levels")
+        where = f"{what}[{path!r}]" if path else what
         if isinstance(node, Mapping):
             children = list(node.items())
+            for item in children:
+                if not (isinstance(item, tuple | list) and len(item) == 2):
+                    raise TypeError(
+                        f"{where} has {shown(item)} among its items, expected pairs of a key and "
+                        "a value"
+                    )
         elif isinstance(node, Sequence) and not isinstance(node, str | bytes | bytearray):
             children = list(enumerate(node))
         else:
@@ -42,14 +49,18 @@ def named_arrays(tree: Tree, what: str = "params") -> dict[str, Array]:
             arrays[name] = _as_array(node, f"{what}[{name!r}]")
             return
         for key, child in children:
-            where = f"{what}{f'[{path!r}]' if path else ''} has the key {shown(key)}"
             if not isinstance(key, str | int):
-                raise TypeError(f"{where} of type {type(key).__name__}, expected str or int")
+                raise TypeError(
+                    f"{where} has the key {shown(key)} of type {type(key).__name__}, "
+                    "expected str or int"
+                )
             name = str(key)
             try:
                 name.encode()
             except UnicodeEncodeError:  # a lone surrogate
-                raise ValueError(f"{where}, which has no UTF-8") from None
+                raise ValueError(
+                    f"{where} has the key {shown(key)}, which has no UTF-8"
+                ) from None
             walk(child, f"{path}.{name}" if path else name, depth + 1)
 
     walk(tree, "", 0)
@@ -62,7 +73,10 @@ def _as_array(node: object, where: str) -> Array:
         node.flags.writeable = False
     kind = type(node).__name__
     if not isinstance(node, np.ndarray):
-        raise TypeError(f"{where} is of type {kind}, expected numpy.ndarray{instead_of(node)}")
+        hint = instead_of(node)
+        leaf = not hint or hasattr(node, "__array__")
+        expected = "numpy.ndarray" if leaf else "an array, a mapping or a sequence"
+        raise TypeError(f"{where} is of type {kind}, expected {expected}{hint}")
     for arithmetic in ("__add__", "__array_ufunc__"):
         if getattr(type(node), arithmetic) is not getattr(np.ndarray, arithmetic):
             raise TypeError(
@@ -79,12 +93,12 @@ def instead_of(node: object) -> str:
     if hasattr(node, "detach"):
         return ": use tensor.detach().numpy()"
     if is_dataclass(node):
-        return " or a container of them: use vars(...), the dict of its fields"
+        return ": use vars(...)"
     if isinstance(node, list | tuple):
         return ": use numpy.asarray(...)"
-    if isinstance(node, Iterable) and not isinstance(node, str | bytes | bytearray | Mapping):
-        return " or a container of them: use list(...)"
-    return ""
+    if isinstance(node, str | bytes | bytearray | Mapping) or hasattr(node, "__array__"):
+        return ""
+    return ": use list(...)" if isinstance(node, Iterable) else ""
 
 
 def flatten(tree: Tree, what: str = "params") -> Vector:
