@@ -58,9 +58,7 @@ def named_arrays(tree: Tree, what: str = "params") -> dict[str, Array]:
             try:
                 name.encode()
             except UnicodeEncodeError:  # a lone surrogate
-                raise ValueError(
-                    f"{where} has the key {shown(key)}, which has no UTF-8"
-                ) from None
+                raise ValueError(f"{where} has the key {shown(key)}, which has no UTF-8") from None
             walk(child, f"{path}.{name}" if path else name, depth + 1)
 
     walk(tree, "", 0)
