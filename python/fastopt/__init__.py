@@ -4,29 +4,8 @@ from fastopt import _openmp as _openmp  # first: it decides how OpenMP is loaded
 from fastopt import curvature, data, gradcheck, init, losses, reference, schedules, tune
 from fastopt._config import config_context, get_config, set_config, show_config
 from fastopt.averages import ExponentialMovingAverage, exponential_moving_average
-from fastopt.layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from fastopt.norm import (
-    batch_norm,
-    batch_norm_backward,
-    batch_renorm,
-    batch_renorm_backward,
-    empty_cache,
-    group_norm,
-    group_norm_backward,
-    instance_norm,
-    instance_norm_backward,
-    layer_norm,
-    layer_norm_backward,
-    rms_norm,
-    rms_norm_backward,
-)
+from fastopt.norm import *
 from fastopt.optimizers import *
-from fastopt.reparametrization import (
-    spectral_norm,
-    spectral_norm_backward,
-    weight_norm,
-    weight_norm_backward,
-)
 
 __version__ = "0.1.0"
 

@@ -19,9 +19,10 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastopt import _state, norm
+from fastopt import _state
 from fastopt._checks import integer, number, switch
-from fastopt.norm import Array, MaybeArray, Saved
+from fastopt.norm import batch, group, layer
+from fastopt.norm._saved import Array, MaybeArray, Saved
 
 AnyLayer = TypeVar("AnyLayer", bound="Layer")
 
@@ -303,7 +304,7 @@ class BatchNorm(Layer):
         self.num_features = integer("BatchNorm: num_features", num_features, 1)
         if momentum is not None:
             number("BatchNorm: momentum", momentum, 0.0, 1.0)
-        norm._relu("BatchNorm", activation)
+        batch._relu("BatchNorm", activation)
         super().__init__((self.num_features,), _learned("BatchNorm: affine", affine), eps, dtype)
         self.momentum = momentum
         self.affine = affine
@@ -347,7 +348,7 @@ class BatchNorm(Layer):
             raise ValueError("BatchNorm: num_batches_tracked is read-only")
         momentum = 1 / (int(tracked) + 1) if self.momentum is None else self.momentum
         self._check_dtype(x)
-        y, self._saved[self.training] = norm.batch_norm(
+        y, self._saved[self.training] = batch.batch_norm(
             x,
             gamma=self.params.get("weight"),
             beta=self.params.get("bias"),
@@ -390,7 +391,7 @@ class BatchNorm(Layer):
         TypeError, ValueError
             If dy or out is not like x.
         """
-        gradients = norm.batch_norm_backward(dy, self._for_backward(), out=out)
+        gradients = batch.batch_norm_backward(dy, self._for_backward(), out=out)
         self._finish_backward(gradients[1], gradients[2])
         return (gradients[0], gradients[3]) if len(gradients) == 4 else gradients[0]
 
@@ -460,13 +461,13 @@ class LayerNorm(Layer):
     def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
         gamma, beta = self.params.get("weight"), self.params.get("bias")
         self._check_dtype(x)
-        y, self._saved[self.training] = norm.layer_norm(
+        y, self._saved[self.training] = layer.layer_norm(
             x, self.normalized_shape, gamma=gamma, beta=beta, eps=self.eps or 0.0, out=out
         )
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
-        dx, dgamma, dbeta = norm.layer_norm_backward(dy, self._for_backward(), out=out)
+        dx, dgamma, dbeta = layer.layer_norm_backward(dy, self._for_backward(), out=out)
         self._finish_backward(dgamma, dbeta)
         return dx
 
@@ -527,13 +528,13 @@ class RMSNorm(Layer):
 
     def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
         self._check_dtype(x)
-        y, self._saved[self.training] = norm.rms_norm(
+        y, self._saved[self.training] = layer.rms_norm(
             x, self.normalized_shape, gamma=self.params.get("weight"), eps=self.eps, out=out
         )
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
-        dx, dgamma = norm.rms_norm_backward(dy, self._for_backward(), out=out)
+        dx, dgamma = layer.rms_norm_backward(dy, self._for_backward(), out=out)
         self._finish_backward(dgamma)
         return dx
 
@@ -602,13 +603,13 @@ class GroupNorm(Layer):
     def forward(self, x: Array, *, out: MaybeArray = None) -> Array:
         gamma, beta = self.params.get("weight"), self.params.get("bias")
         self._check_dtype(x)
-        y, self._saved[self.training] = norm.group_norm(
+        y, self._saved[self.training] = group.group_norm(
             x, self.num_groups, gamma=gamma, beta=beta, eps=self.eps or 0.0, out=out
         )
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
-        dx, dgamma, dbeta = norm.group_norm_backward(dy, self._for_backward(), out=out)
+        dx, dgamma, dbeta = group.group_norm_backward(dy, self._for_backward(), out=out)
         self._finish_backward(dgamma, dbeta)
         return dx
 
@@ -673,13 +674,13 @@ class InstanceNorm(Layer):
             )
         gamma, beta = self.params.get("weight"), self.params.get("bias")
         self._check_dtype(x)
-        y, self._saved[self.training] = norm.instance_norm(
+        y, self._saved[self.training] = group.instance_norm(
             x, gamma=gamma, beta=beta, eps=self.eps or 0.0, out=out
         )
         return y
 
     def backward(self, dy: Array, *, out: MaybeArray = None) -> Array:
-        dx, dgamma, dbeta = norm.instance_norm_backward(dy, self._for_backward(), out=out)
+        dx, dgamma, dbeta = group.instance_norm_backward(dy, self._for_backward(), out=out)
         self._finish_backward(dgamma, dbeta)
         return dx
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastopt import _core
 from fastopt._checks import integer, number
-from fastopt.norm import Array
+from fastopt.norm._saved import Array
 
 
 @dataclass(slots=True, frozen=True, eq=False, repr=False)

@@ -1,0 +1,12 @@
+"""The arrays of a normalization, and what its forward pass leaves for the backward."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+
+from fastopt._core import Saved as Saved
+
+Array: TypeAlias = NDArray[Any]
+MaybeArray: TypeAlias = "NDArray[Any] | None"
