@@ -213,6 +213,117 @@ def test_losses_touch_nothing_beyond_the_arrays() -> None:
     assert (result.stdout, result.stderr) == ("all done\n", "")
 
 
+def normalize_between_guards() -> None:
+    """Every walk of every normalization, forward and backward."""
+    memory = [Guarded(1 << 19) for _ in range(6)]
+    shapes = [(rows, c) for rows in (2, 3, 7, 17) for c in (*range(1, 70), 128, 129, 1023, 2100)]
+    batches = [(9, 3), (260, 5), (3, 5, 2), (4, 3, 7), (2, 6, 33), (2, 3, 31), (3, 2, 1100)]
+    for isa, dtype, at_end in itertools.product(
+        _core.supported_isas(), (np.float32, np.float64), (False, True)
+    ):
+        fastopt.set_config(isa=isa)
+        for shape in [*shapes, *batches]:
+            n = int(np.prod(shape))
+            x, y, dy, dx = (m.array(n, dtype, at_end).reshape(shape) for m in memory[:4])
+            x[...] = np.arange(n).reshape(shape) % 7
+            weights = [m.array(shape[-1], dtype, at_end) for m in memory[4:]]
+            saved = fastopt.layer_norm(x, shape[-1], gamma=weights[0], beta=weights[1], out=y)[1]
+            fastopt.layer_norm_backward(dy, saved, out=dx)
+            saved = fastopt.rms_norm(x, shape[-1], gamma=weights[0], out=y)[1]
+            fastopt.rms_norm_backward(dy, saved, out=dx)
+            if shape in shapes[::10]:
+                saved = fastopt.batch_norm(x, training=True, axis=-1, out=y)[1]
+                fastopt.batch_norm_backward(dy, saved, out=dx)
+        for shape in batches:
+            n = int(np.prod(shape))
+            x, y, dy, dx = (m.array(n, dtype, at_end).reshape(shape) for m in memory[:4])
+            gamma, beta = (m.array(shape[1], dtype, at_end) for m in memory[4:])
+            for activation in (None, "relu"):
+                saved = fastopt.batch_norm(
+                    x, gamma=gamma, beta=beta, training=True, activation=activation, out=y
+                )[1]  # type: ignore[call-overload, unused-ignore]
+                fastopt.batch_norm_backward(dy, saved, out=dx)
+            for groups in {1, shape[1]} if len(shape) > 2 else {1}:
+                saved = fastopt.group_norm(x, groups, gamma=gamma, beta=beta, out=y)[1]
+                fastopt.group_norm_backward(dy, saved, out=dx)
+    print("all done")
+
+
+def test_normalizations_touch_nothing_beyond_the_arrays() -> None:
+    result = run(normalize_between_guards)
+    assert (result.stdout, result.stderr) == ("all done\n", "")
+
+
+def normalize_with_traps() -> None:
+    """The caller unmasked the floating-point exceptions: one of ours would end the process."""
+    rng = np.random.default_rng(0)
+    ones, zeros = np.ones(40, np.float32), np.zeros(40, np.float32)
+    x = rng.normal(size=(9, 40)).astype(np.float32)
+    x[:, 1] = 0
+    x[:, 2] *= np.float32(1e-30)
+    x[:, 3] *= np.float32(1e37)
+    x[0, 4:7] = np.inf, np.nan, 1e-42
+    images = x.reshape(3, 3, 40)
+    call: dict[str, Any] = {"running_mean": zeros, "running_var": zeros, "eps": 0.0}
+    calls = [
+        (lambda: fastopt.batch_norm(x, training=True), fastopt.batch_norm_backward),
+        (lambda: fastopt.batch_norm(x, training=False, **call), fastopt.batch_norm_backward),
+        (
+            lambda: fastopt.batch_renorm(
+                x, training=True, running_mean=zeros.copy(), running_var=zeros.copy()
+            ),
+            fastopt.batch_renorm_backward,
+        ),
+        (lambda: fastopt.layer_norm(x, 40, eps=0.0), fastopt.layer_norm_backward),
+        (lambda: fastopt.rms_norm(x.T.copy(), 9, eps=0.0), fastopt.rms_norm_backward),
+        (lambda: fastopt.group_norm(images, 3, gamma=ones[:3]), fastopt.group_norm_backward),
+    ]
+    for forward, backward in calls:
+        with control_register(0, clear=TRAPS) as after:
+            y, saved = forward()
+            gradients = backward(y, saved)
+        assert after[7] & TRAPS == 0
+        assert gradients[0].shape == y.shape
+    print("no trap")
+
+
+@needs_mxcsr
+def test_the_callers_traps_are_masked() -> None:
+    result = run(normalize_with_traps)
+    assert (result.stdout, result.stderr, result.returncode) == ("no trap\n", "", 0)
+
+
+def resident() -> int:
+    return int(open("/proc/self/statm").read().split()[1]) * mmap.PAGESIZE >> 20
+
+
+def drop_outputs() -> None:
+    """How many MiB stay when outputs are dropped."""
+    fastopt.set_config(num_threads=1)
+    row = np.ones((1, 64 << 18), np.float32)
+
+    def outputs(count: int, mebibytes: int) -> list[Any]:
+        return [
+            fastopt.rms_norm(row[:, : mebibytes << 18], mebibytes << 18)[0] for _ in range(count)
+        ]
+
+    del outputs(1, 64)[:]
+    fastopt.empty_cache()
+    before = resident()
+    for count, mebibytes in ((40, 2), (20, 64)):  # the bounds are 32 blocks and 1024 MiB
+        arrays = outputs(count, mebibytes)
+        while arrays:
+            arrays.pop()
+        kept = resident() - before
+        fastopt.empty_cache()
+        print(round(kept / mebibytes), resident() - before < 2)
+
+
+def test_what_is_kept_of_dropped_outputs_is_bounded() -> None:
+    result = run(drop_outputs, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
+    assert (result.stdout, result.stderr) == ("32 True\n16 True\n", "")
+
+
 def touch_the_guard() -> None:
     array = Guarded(1 << 16).array(10, np.float64, at_end=True)
     ctypes.memset(array.ctypes.data, 0, array.nbytes)
@@ -234,7 +345,14 @@ def call_with_little_memory() -> None:
     labels = np.zeros(2 * n, np.int32)[::2]
     pairs = np.ones((n, 2), np.float32)
     long = row[None, : 1 << 21].copy()
-    out = {a.shape: np.empty(a.shape, np.float32) for a in (square, pairs, long)}
+    huge = np.where(np.arange(long.size) % 2, long, -long) * np.float32(
+        1e38
+    )  # computed on a copy in another unit
+    channels = np.ones((2, 1 << 17, 33), np.float32)
+    out = {a.shape: np.empty(a.shape, np.float32) for a in (square, pairs, long, channels)}
+    fastopt.set_config(num_threads=2)
+    fastopt.group_norm(channels, 1, out=out[channels.shape])  # the other thread has its memory
+    fastopt.empty_cache()
     opt = Adam(row)
     calls: dict[str, Any] = {
         "softmax": lambda: fastopt.losses.softmax(square, out=out[square.shape]),
@@ -253,6 +371,8 @@ def call_with_little_memory() -> None:
             long, 1 << 21, gamma=row[: 1 << 21], beta=row[: 1 << 21], out=out[long.shape]
         ),
         "new": lambda: fastopt.losses.softmax(pairs),
+        "scratch": lambda: fastopt.norm.layer_norm(huge, 1 << 21, out=out[long.shape]),
+        "threads' scratch": lambda: fastopt.group_norm(channels, 1, out=out[channels.shape]),
         "bound": lambda: Adam(row),
         "rule": lambda: opt.param_groups[0].update(amsgrad=True),
     }

@@ -3,6 +3,8 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
+#include <atomic>
+#include <exception>
 #include <string>
 
 #if defined(__x86_64__)
@@ -66,12 +68,18 @@ struct Call {
   const Settings& settings;
   void (*call)(const void* body, int part, int parts);
   const void* body;
+  std::exception_ptr error;  // the first one: there was no memory for scratch
+  std::atomic_flag failed;
 };
 
 void run_part(void* data) noexcept {
-  const Call& call = *static_cast<const Call*>(data);
+  Call& call = *static_cast<Call*>(data);
   const FloatingPointEnvironment environment(call.settings.flush_denormals);
-  call.call(call.body, runtime.thread(), runtime.threads());
+  try {
+    call.call(call.body, runtime.thread(), runtime.threads());
+  } catch (...) {
+    if (!call.failed.test_and_set()) call.error = std::current_exception();
+  }
 }
 
 }  // namespace
@@ -99,8 +107,9 @@ bool load_openmp() {
 void detail::parallel_for(const Settings& settings, index_t bytes,
                           void (*call)(const void*, int, int), const void* body) {
   if (settings.threads > 1 && bytes >= parallel_from_bytes && runtime.parallel != nullptr) {
-    Call shared{settings, call, body};
+    Call shared{settings, call, body, nullptr, {}};
     runtime.parallel(&run_part, &shared, unsigned(settings.threads), 0);
+    if (shared.error) std::rethrow_exception(shared.error);
     return;
   }
   const FloatingPointEnvironment environment(settings.flush_denormals);
