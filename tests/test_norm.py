@@ -165,10 +165,13 @@ def test_batch_renorm_is_the_reference(isa: str, dtype: Any) -> None:
     p = Problem((40, 9), dtype)
     p.x[:, 3] += 100  # clipped d
     p.x[:, 4] *= 100  # clipped r
+    p.x[:, 5] -= 100
+    p.x[:, 6] *= 0.01
     running = {"running_mean": p.double("mean"), "running_var": p.double("var")}
     gamma = p.double("gamma")
     y, r, d = reference.batch_renorm(p.double("x"), gamma, p.double("beta"), **running)
     assert d.max() == 5 and r.max() == 3
+    assert d.min() == -5 and r.min() == 1 / 3
     mean, var = p.mean.copy(), p.var.copy()
     got, saved = fastopt.batch_renorm(
         p.x, gamma=p.gamma, beta=p.beta, running_mean=mean, running_var=var, training=True
@@ -391,6 +394,23 @@ def test_statistics_of_rows_far_from_zero(columns: int) -> None:
     assert np.abs(mean_square / (wide**2).mean(1) - 1).max() <= 5e-7
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.49, 0.51, 2.0])
+@pytest.mark.parametrize("shape", [(64, 6), (300, 6), (8, 6, 40)], ids=str)
+def test_a_channel_is_centered_from_half_a_deviation_on(shape: Any, ratio: float) -> None:
+    x = np.random.default_rng(0).normal(0, 1, shape)
+    x -= x.mean((0, *range(2, x.ndim)), keepdims=True)
+    x /= x.std((0, *range(2, x.ndim)), keepdims=True)
+    x = (x + ratio).astype(F32)
+    y, saved = fastopt.batch_norm(x, training=True)
+    mean, var = (s.reshape(-1, *[1] * (x.ndim - 2)) for s in saved.statistics)
+    scale = 1 / np.sqrt(var + 1e-5)
+    uncentered = x * scale.astype(F32) + (0 - mean * scale).astype(F32)
+    shift = (0 - (mean - mean.astype(F32)) * scale).astype(F32)
+    centered = (x - mean.astype(F32)) * scale.astype(F32) + shift
+    assert uncentered.tobytes() != centered.tobytes()
+    assert y.tobytes() == (uncentered if ratio < 0.5 else centered).tobytes()
+
+
 def test_channels_around_zero_are_not_centered(isa: str) -> None:
     """Two roundings an element instead of three."""
     x = np.random.default_rng(0).normal(0.1, 1, (64, 6)).astype(F32)
@@ -398,6 +418,87 @@ def test_channels_around_zero_are_not_centered(isa: str) -> None:
     mean, var = saved.statistics
     scale = 1 / np.sqrt(var + 1e-5)
     assert y.tobytes() == (x * scale.astype(F32) - (mean * scale).astype(F32)).tobytes()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(10, 2, 5000), (600, 2, 49), (70, 2, 290, 27), (9000, 2), (300, 600), (5000, 2, 5)],
+    ids=str,
+)
+@pytest.mark.parametrize("outlying", [0.0, 3e4])
+def test_a_start_elsewhere_does_not_spoil_the_statistics(shape: Any, outlying: float) -> None:
+    """The first thousandth lies far from all else, which lies far from zero."""
+    x = np.random.default_rng(0).normal(1e4, 1, shape).astype(F32)
+    x[: max(1, shape[0] // 1000)] += F32(outlying - 1e4)
+    if shape[0] == 10:
+        x = np.random.default_rng(0).normal(1e4, 1, shape).astype(F32)
+        x[0, :, :5] += F32(outlying - 1e4)
+    axes = (0, *range(2, x.ndim))
+    _, saved = fastopt.batch_norm(x, training=True)
+    wide = x.astype(F64)
+    assert np.abs(saved.statistics[0] / wide.mean(axes) - 1).max() <= 1e-8
+    assert np.abs(saved.statistics[1] / wide.var(axes) - 1).max() <= 1e-6
+    rows = np.ascontiguousarray(np.moveaxis(x, 1, 0)).reshape(shape[1], -1)
+    _, saved = fastopt.layer_norm(rows, rows.shape[1])
+    assert np.abs(saved.statistics[1] / wide.var(axes) - 1).max() <= 1e-6
+
+
+@pytest.mark.parametrize("shape", [(64, 6), (8, 6, 9), (8, 6, 40), (3, 4, 1100)], ids=str)
+def test_what_a_mean_leaves_over_is_counted(shape: Any) -> None:
+    """A mean near 1e4 is off by up to 5e-4 as a float32; dy has a mean, that this may count."""
+    p = Problem(shape, F32)
+    p.x += F32(1e4)
+    p.dy += 1
+    x, dy, gamma, beta = (p.double(name) for name in ("x", "dy", "gamma", "beta"))
+    assert (
+        np.abs(x.mean((0, *range(2, x.ndim))) - x.mean((0, *range(2, x.ndim))).astype(F32)).max()
+        > 1e-5
+    )
+    affine: dict[str, Any] = {"gamma": p.gamma, "beta": p.beta}
+
+    def check(got: Any, y: Any, gradients: Any) -> None:
+        for one, other in zip(got, (y, *gradients), strict=True):
+            assert_close(one, other, F32, 5)
+
+    y, saved = fastopt.batch_norm(p.x, training=True, **affine)
+    check(
+        (y, *fastopt.batch_norm_backward(p.dy, saved)),
+        reference.batch_norm(x, gamma, beta)[0],
+        reference.batch_norm_backward(dy, x, gamma, beta)[:3],
+    )
+    for groups in (1, 2, shape[1]) if len(shape) > 2 else (1,):
+        y, saved = fastopt.group_norm(p.x, groups, **affine)
+        check(
+            (y, *fastopt.group_norm_backward(p.dy, saved)),
+            reference.group_norm(x, groups, gamma, beta),
+            reference.group_norm_backward(dy, x, groups, gamma),
+        )
+    last = x.shape[1:]
+    weight = np.random.default_rng(1).normal(1, 0.3, (2, *last)).astype(F32)
+    y, saved = fastopt.layer_norm(p.x, last, gamma=weight[0], beta=weight[1])
+    check(
+        (y, *fastopt.layer_norm_backward(p.dy, saved)),
+        reference.layer_norm(x, last, *weight.astype(F64)),
+        reference.layer_norm_backward(dy, x, last, weight[0].astype(F64)),
+    )
+
+
+def test_sums_of_float64_that_overflow() -> None:
+    huge = 2.0**1023
+    for columns in (4, 40, 4000):
+        x = np.full((3, columns), huge)
+        x[:, ::2] *= -1
+        sign = np.sign(x)
+        for y, saved in (fastopt.layer_norm(x, columns), fastopt.rms_norm(x, columns)):
+            np.testing.assert_allclose(y, sign, rtol=1e-14)
+            assert (saved.statistics[0] == 0).all()
+            assert (saved.statistics[1] == np.inf).all()  # it has no room in a float64
+        y, saved = fastopt.batch_norm(x.T.copy(), training=True)
+        np.testing.assert_allclose(y, sign.T, rtol=1e-14)
+        y, saved = fastopt.layer_norm(np.abs(x), columns, beta=np.ones(columns))
+        assert (y == 1).all()
+        assert (saved.statistics[0] == huge).all()
+        assert (saved.statistics[1] == 0).all()
 
 
 def test_an_outlier_at_the_start_does_not_spoil_the_variance() -> None:
@@ -628,6 +729,52 @@ def test_zero_size() -> None:
     assert no_channels.shape == (4, 0)
 
 
+@pytest.mark.parametrize("shape", [(40, 5), (300, 5), (4, 5, 3), (8, 5, 40)], ids=str)
+def test_what_is_zero_is_rectified(isa: str, shape: tuple[int, ...]) -> None:
+    """To a positive zero, through which no gradient passes."""
+    x, zeros = np.full(shape, -0.0, F32), np.zeros(5, F32)
+    dy = np.ones(shape, F32)
+    for residual in (None, x):
+        plain, _ = fastopt.batch_norm(
+            x, beta=-zeros, running_mean=zeros, running_var=zeros, training=False, residual=residual
+        )
+        assert np.signbit(plain).all()
+        y, saved = fastopt.batch_norm(
+            x, beta=-zeros, running_mean=zeros, running_var=zeros, training=False,
+            residual=residual, activation="relu",
+        )  # fmt: skip
+        assert y.tobytes() == np.zeros(shape, F32).tobytes()
+        for gradient in fastopt.batch_norm_backward(dy, saved):
+            assert gradient is None or not gradient.any()
+
+
+def test_defaults() -> None:
+    """Torch's."""
+    p = Problem((40, 9), F32)
+    for function in (fastopt.batch_norm, fastopt.batch_renorm):
+        results = []
+        for options in ({}, {"momentum": 0.1, "eps": 1e-5, "axis": 1, "unbiased": True}):
+            mean, var = p.mean.copy(), p.var.copy()
+            y, _ = function(p.x, running_mean=mean, running_var=var, training=True, **options)  # type: ignore[arg-type]
+            results.append((y.tobytes(), mean.tobytes(), var.tobytes()))
+        assert results[0] == results[1]
+    for call in (
+        partial(fastopt.group_norm, p.x[..., None], 3),
+        partial(fastopt.layer_norm, p.x, 9),
+        partial(fastopt.instance_norm, p.x[:, :, None] * np.ones(4, F32)),
+    ):
+        assert call()[0].tobytes() == call(eps=1e-5)[0].tobytes()
+    for dtype in (F32, F64):
+        x = (p.x * 1e-8).astype(dtype)
+        eps = float(np.finfo(dtype).eps)
+        assert fastopt.rms_norm(x, 9)[0].tobytes() == fastopt.rms_norm(x, 9, eps=eps)[0].tobytes()
+        assert_close(
+            fastopt.rms_norm(x, 9)[0], reference.rms_norm(x.astype(F64), (9,), eps=eps), dtype
+        )
+    tiny = np.full((3, 40), 1e-200)
+    np.testing.assert_allclose(fastopt.rms_norm(tiny, 40)[0], 1e-200 / 2**-26, rtol=1e-14)
+
+
 # --- layouts and outputs ---
 
 
@@ -717,12 +864,20 @@ def test_biased_running_variance() -> None:
 
 @needs_mxcsr
 @pytest.mark.parametrize("flags", [FLUSH_TO_ZERO | DENORMALS_ARE_ZERO, ROUND_UP], ids=hex)
-@pytest.mark.parametrize("shape", [(40, 9), (40, 6, 5), (8, 6, 40)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(40, 9), (40, 6, 5), (8, 6, 40), (300, 9), (300, 9, 5), (3000, 3, 49), (3, 9000)],
+    ids=str,
+)
 def test_the_callers_environment(shape: tuple[int, ...], flags: int) -> None:
     """It changes no result and is not changed."""
     p = Problem(shape, F32)
     p.dy *= F32(1e-39)
     weights = p.x[(0,) * (p.x.ndim - 1)].copy()
+
+    def normalized(x: Any) -> Any:
+        running.update(running_mean=p.mean.copy(), running_var=p.var.copy())
+        return fastopt.batch_norm(x, training=True, gamma=p.gamma, beta=p.beta, **running)
 
     def renormalized(x: Any) -> Any:
         running.update(running_mean=p.mean.copy(), running_var=p.var.copy())
@@ -732,10 +887,7 @@ def test_the_callers_environment(shape: tuple[int, ...], flags: int) -> None:
 
     def results() -> Iterator[bytes]:
         for call, backward in (
-            (
-                partial(fastopt.batch_norm, training=True, gamma=p.gamma),
-                fastopt.batch_norm_backward,
-            ),
+            (normalized, fastopt.batch_norm_backward),
             (partial(fastopt.group_norm, num_groups=1, gamma=p.gamma), fastopt.group_norm_backward),
             (renormalized, fastopt.batch_renorm_backward),
             (
@@ -748,7 +900,7 @@ def test_the_callers_environment(shape: tuple[int, ...], flags: int) -> None:
             for gradient in backward(p.dy, saved)[:2]:
                 assert gradient is not None
                 yield gradient.tobytes()
-        yield from (array.tobytes() for array in running.values())
+            yield from (array.tobytes() for array in running.values())
 
     with fastopt.config_context(denormals="preserve"):
         expected = list(results())
@@ -874,6 +1026,40 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
         lambda: fastopt.batch_renorm(X, running_mean=C3, running_var=np.ones(3), training=True),
         TypeError,
         r"running_var has dtype float64",
+    ),
+    (
+        lambda: fastopt.batch_renorm(
+            X, running_mean=C3.copy(), running_var=read_only(C3), training=True
+        ),
+        ValueError,
+        r"^batch_renorm: running_var is read-only",
+    ),
+    (
+        lambda: fastopt.batch_renorm(
+            X, running_mean=read_only(C3), running_var=C3.copy(), training=True
+        ),
+        ValueError,
+        r"^batch_renorm: running_mean is read-only",
+    ),
+    (
+        lambda: fastopt.batch_renorm(
+            X,
+            running_mean=C3,
+            running_var=None,  # type: ignore[arg-type]
+            training=True,
+        ),
+        ValueError,
+        r"^batch_renorm: running_mean and running_var come together",
+    ),
+    (
+        lambda: fastopt.batch_renorm(
+            X,
+            running_mean=None,  # type: ignore[arg-type]
+            running_var=None,  # type: ignore[arg-type]
+            training=True,
+        ),
+        ValueError,
+        r"^batch_renorm: training needs running_mean and running_var",
     ),
 ]
 

@@ -265,7 +265,7 @@ def normalize_with_traps() -> None:
     x[0, 4:7] = np.inf, np.nan, 1e-42
     images = x.reshape(3, 3, 40)
     call: dict[str, Any] = {"running_mean": zeros, "running_var": zeros, "eps": 0.0}
-    calls = [
+    calls: list[tuple[Any, Any]] = [
         (lambda: fastopt.batch_norm(x, training=True), fastopt.batch_norm_backward),
         (lambda: fastopt.batch_norm(x, training=False, **call), fastopt.batch_norm_backward),
         (
@@ -390,7 +390,7 @@ def call_with_little_memory() -> None:
 
 
 def test_too_little_memory_is_an_error() -> None:
-    result = run(call_with_little_memory)
+    result = run(call_with_little_memory, MALLOC_MMAP_THRESHOLD_="65536")
     assert (result.stdout, result.stderr) == ("all raised\n", "")
 
 
