@@ -294,7 +294,7 @@ class choice(Dimension):
             raise TypeError(f"choice: values is {_checks.shown(self.values)}, expected a sequence")
         if not self.values:
             raise ValueError("choice: values is empty")
-        values = tuple(v for v in self.values)
+        values = tuple(v.item() if isinstance(v, np.generic) else v for v in self.values)
         for i, value in enumerate(values):
             if not isinstance(value, bool | int | float | str | None):
                 raise TypeError(
