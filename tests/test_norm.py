@@ -991,6 +991,16 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
         r"dy is of type list",
     ),
     (
+        lambda: fastopt.batch_norm_backward(None, saved_batch()),  # type: ignore[arg-type]
+        TypeError,
+        r"dy is of type NoneType",
+    ),
+    (
+        lambda: fastopt.layer_norm_backward(None, fastopt.layer_norm(X, 3)[1]),  # type: ignore[arg-type]
+        TypeError,
+        r"dy is of type NoneType",
+    ),
+    (
         lambda: fastopt.batch_norm_backward(X, X),  # type: ignore[arg-type]
         TypeError,
         r"saved is of type numpy.ndarray, expected what batch_norm returned",

@@ -300,6 +300,10 @@ def search(*args: Any, **kwargs: Any) -> Any:
         (lambda: tune.choice("abc"), TypeError, "choice: values is 'abc', expected a sequence"),
         (lambda: untyped.choice(3), TypeError, "choice: values is 3, expected a sequence"),
         (lambda: untyped.choice([1, (1, 2)]), TypeError, r"choice: values\[1\] is \(1, 2\)"),
+        *[
+            (lambda d=dimension: d.draw(3), TypeError, r"\.draw: rng is 3, expected a np\.random")
+            for dimension in SPACE.values()
+        ],
         (lambda: untyped.random_search(1, SPACE, 1, seed=0), TypeError, "objective is 1, expected"),
         (lambda: search({}, 1), ValueError, "space is empty"),
         (lambda: search([tune.uniform(0, 1)], 1), TypeError, r"space is \[.*, expected a mapping"),

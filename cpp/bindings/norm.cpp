@@ -143,7 +143,6 @@ class Arguments {
 
   // x's companion, of the same shape and dtype.
   const void* like_x(const char* name, py::handle object, Overlaps::Use use = Overlaps::read) {
-    if (object.is_none()) return nullptr;
     const py::array array = checked_like_x(name, object);
     overlaps_.add(name, array, use);
     return keep(in_c_order(permuted(array, order_))).data();
@@ -354,7 +353,8 @@ py::tuple batch_norm_forward(const std::string& function, py::handle x, py::hand
     const void* const variance = arguments.parameter("running_var", running_var, channels);
     read_running(norm, mean, variance);
   }
-  const void* const added = arguments.like_x("residual", residual, Overlaps::read_first);
+  const void* const added =
+      residual.is_none() ? nullptr : arguments.like_x("residual", residual, Overlaps::read_first);
   const Arguments::Output y = arguments.output(out);
   if (arguments.x().size() > 0 || training) {
     const py::gil_scoped_release release;
@@ -383,7 +383,7 @@ py::tuple batch_norm_gradient(const std::string& function, py::handle dy_object,
   const bool passed_on = saved.residual && !saved.relu;
   const void* const dy =
       arguments.like_x("dy", dy_object, passed_on ? Overlaps::read : Overlaps::read_first);
-  const void* const y = arguments.like_x("y", saved.y);
+  const void* const y = saved.y.is_none() ? nullptr : arguments.like_x("y", saved.y);
   const Arguments::Output dx = arguments.output(out);
   Arguments::Output dresidual{py::none(), nullptr};
   if (passed_on) {

@@ -142,6 +142,7 @@ class uniform(_Range):
     """
 
     def draw(self, rng: np.random.Generator) -> float:
+        rng = _checks.generator(f"{type(self).__name__}.draw: rng", rng)
         return self._inside(float(rng.uniform(self.low, self.high)))
 
 
@@ -181,6 +182,7 @@ class log_uniform(_Range):
         return _checks.number(where, value, 0.0, above=True)
 
     def draw(self, rng: np.random.Generator) -> float:
+        rng = _checks.generator(f"{type(self).__name__}.draw: rng", rng)
         return self._inside(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
 
     def distribution(self) -> BaseDistribution:
@@ -225,6 +227,7 @@ class one_minus_log_uniform(_Range):
         return _checks.number(where, value, high=1.0, below=True)
 
     def draw(self, rng: np.random.Generator) -> float:
+        rng = _checks.generator(f"{type(self).__name__}.draw: rng", rng)
         exponent = rng.uniform(math.log1p(-self.high), math.log1p(-self.low))
         return self._inside(-math.expm1(exponent))
 
@@ -258,6 +261,7 @@ class integer(_Range):
         return _checks.integer(where, value, -(2**53), 2**53)  # Optuna makes floats of them
 
     def draw(self, rng: np.random.Generator) -> int:
+        rng = _checks.generator(f"{type(self).__name__}.draw: rng", rng)
         return int(rng.integers(self.low, self.high, endpoint=True))
 
     def distribution(self) -> BaseDistribution:
@@ -304,6 +308,7 @@ class choice(Dimension):
         object.__setattr__(self, "values", values)
 
     def draw(self, rng: np.random.Generator) -> Any:
+        rng = _checks.generator(f"{type(self).__name__}.draw: rng", rng)
         return self.values[int(rng.integers(len(self.values)))]
 
     def zoom(self, values: Sequence[Any]) -> Dimension:

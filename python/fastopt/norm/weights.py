@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import _core
-from fastopt._checks import integer, number
+from fastopt._checks import integer, number, shown
 from fastopt.norm._saved import Array
 
 
@@ -49,7 +49,9 @@ def _vector(function: str, name: str, a: Any, w: Array, axis: int) -> None:
 
 def _saved_weight(function: str, saved: SavedWeight, dw: Any) -> SavedWeight:
     if not isinstance(saved, SavedWeight) or saved.function != function:
-        raise TypeError(f"{function}_backward: saved is {saved!r}, expected that of {function}")
+        raise TypeError(
+            f"{function}_backward: saved is {shown(saved)}, expected that of {function}"
+        )
     _weight(function + "_backward", "dw", dw, 0)
     if dw.shape != saved.weight.shape:
         raise ValueError(
