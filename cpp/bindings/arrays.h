@@ -28,6 +28,16 @@ template <class Error, class... Parts>
   throw Error(text.str());
 }
 
+// A new reference: the Python that runs for one item may drop the others.
+inline py::object owned(PyObject* borrowed) {
+  return py::reinterpret_borrow<py::object>(borrowed);
+}
+
+inline py::object checked(PyObject* created) {
+  if (created == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(created);
+}
+
 inline std::string type_name(py::handle object) {
   return Py_TYPE(object.ptr())->tp_name;
 }

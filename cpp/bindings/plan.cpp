@@ -13,71 +13,10 @@
 #include <pthread.h>
 
 #include "core/dispatch.h"
+#include "states.h"
 
 namespace fastopt {
 namespace {
-
-bool is_instance(py::handle object, const char* abstract_class) {
-  return py::isinstance(object, py::module_::import("collections.abc").attr(abstract_class));
-}
-
-Tree::Kind kind_of(py::handle object) {
-  if (PyDict_Check(object.ptr())) return Tree::Kind::mapping;
-  if (PyList_Check(object.ptr()) || PyTuple_Check(object.ptr())) return Tree::Kind::sequence;
-  if (py::isinstance<py::array>(object) || PyUnicode_Check(object.ptr()) ||
-      PyBytes_Check(object.ptr()) || PyByteArray_Check(object.ptr())) {
-    return Tree::Kind::array;
-  }
-  if (is_instance(object, "Mapping")) return Tree::Kind::mapping;
-  if (is_instance(object, "Sequence")) return Tree::Kind::sequence;
-  return Tree::Kind::array;
-}
-
-// What may be done about an object that is neither an array nor a tree of them.
-const char* advice(py::handle object, bool may_be_list) {
-  if (kind_of(object) != Tree::Kind::array || py::hasattr(object, "__array__")) return "";
-  if (py::hasattr(object, "__dataclass_fields__")) return ": use vars(...)";
-  const bool text = PyUnicode_Check(object.ptr()) || PyBytes_Check(object.ptr()) ||
-                    PyByteArray_Check(object.ptr());
-  return may_be_list && !text && py::hasattr(object, "__iter__") ? ": use list(...)" : "";
-}
-
-void check_array_type(py::handle object, const std::string& where) {
-  const char* const what_to_do = advice(object, true);
-  if (*what_to_do != 0) {
-    fail<py::type_error>(where, " is of type ", type_name(object),
-                         ", expected an array, a mapping or a sequence", what_to_do);
-  }
-}
-
-// A new reference: the Python that runs for one item may drop the others.
-py::object owned(PyObject* borrowed) {
-  return py::reinterpret_borrow<py::object>(borrowed);
-}
-
-py::object checked(PyObject* created) {
-  if (created == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(created);
-}
-
-// A mapping as a dict, a sequence as a list or tuple; the object itself where it is one already.
-py::dict as_dict(py::handle mapping, const std::string& where) {
-  if (PyDict_CheckExact(mapping.ptr())) return py::reinterpret_borrow<py::dict>(mapping);
-  py::dict dict;
-  for (py::handle item : mapping.attr("items")()) {
-    if (!(PyTuple_Check(item.ptr()) || PyList_Check(item.ptr())) || py::len(item) != 2) {
-      fail<py::type_error>(where, " has ", text(py::repr(item)), " among its items, expected ",
-                           "pairs of a key and a value");
-    }
-    const py::tuple pair = checked(PySequence_Tuple(item.ptr()));
-    dict[pair[0]] = pair[1];
-  }
-  return dict;
-}
-
-py::object as_list_or_tuple(py::handle sequence) {
-  return checked(PySequence_Fast(sequence.ptr(), "expected a sequence"));
-}
 
 std::string join(const std::string& path, const std::string& name) {
   return path.empty() ? name : path + "." + name;
@@ -87,29 +26,6 @@ std::vector<std::string> words(const char* text) {
   std::istringstream stream(text);
   return {std::istream_iterator<std::string>(stream), {}};
 }
-
-// Looks up the keys of a dict. Dicts usually keep their order: then the next key is the one wanted.
-class Cursor {
- public:
-  explicit Cursor(py::handle dict) : dict_(dict.ptr()) {}
-
-  // Null if the dict has no such key.
-  py::handle find(py::handle wanted) {
-    PyObject *key = nullptr, *value = nullptr;
-    if (in_order_ && PyDict_Next(dict_, &position_, &key, &value) && key == wanted.ptr()) {
-      return value;
-    }
-    in_order_ = false;
-    value = PyDict_GetItemWithError(dict_, wanted.ptr());
-    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
-    return value;
-  }
-
- private:
-  PyObject* const dict_;
-  py::ssize_t position_ = 0;
-  bool in_order_ = true;
-};
 
 // The number of this process among its forebears. A child has not got the thread that held
 // something when it was forked.
@@ -121,53 +37,6 @@ constexpr index_t release_gil_from_elements = 1 << 12;
 
 // Deeper trees are taken for one that contains itself.
 constexpr int max_depth = 100;
-
-// Bytes that the arrays over them share, and that none of those can resize or free.
-py::array shared_memory(size_t bytes) {
-  py::object memory = py::array_t<std::uint8_t>(py::ssize_t(bytes));
-  const void* const data = py::array(memory).data();
-  const py::object owner = checked(PyCapsule_New(memory.ptr(), nullptr, [](PyObject* capsule) {
-    Py_DECREF(static_cast<PyObject*>(PyCapsule_GetPointer(capsule, nullptr)));
-  }));
-  memory.release();  // the capsule's
-  return py::array(py::dtype::of<std::uint8_t>(), py::ssize_t(bytes), data, owner);
-}
-
-// The strides of new memory in an array's own order, as numpy.empty_like has them.
-std::vector<py::ssize_t> dense_strides(const py::array& array) {
-  std::vector<index_t> axes(size_t(array.ndim()));  // outer to inner
-  std::iota(axes.begin(), axes.end(), 0);
-  if (array.flags() & py::array::f_style) {
-    std::reverse(axes.begin(), axes.end());
-  } else if (!(array.flags() & py::array::c_style)) {
-    std::stable_sort(axes.begin(), axes.end(), [&](index_t a, index_t b) {
-      return std::abs(array.strides(a)) > std::abs(array.strides(b));
-    });
-  }
-  std::vector<py::ssize_t> strides(axes.size());
-  index_t stride = array.itemsize();
-  for (size_t i = axes.size(); i-- > 0;) {
-    strides[size_t(axes[i])] = stride;
-    stride *= std::max<index_t>(1, array.shape(axes[i]));
-  }
-  return strides;
-}
-
-// A processor takes a load for the reload of a store before it that is a multiple of a page away,
-// and waits: a step over 64 K elements whose arrays began at the same place of a page took up to
-// 2.7 times as long. So states begin elsewhere than their parameters: each so many lines further
-// on.
-constexpr size_t line_bytes = 64, page_bytes = 4096;
-constexpr size_t lines_apart = 17;
-constexpr size_t placed_from_bytes = 4 * page_bytes;  // smaller ones would leave too much room
-
-// Memory of a power of two in size would lie a power of two apart, and then share the banks of the
-// memory: a step over 16 M elements took 1.25 times as long. Room behind large ones keeps them off.
-constexpr size_t padded_from_bytes = 1 << 24, padding_bytes = 1 << 22;
-
-size_t place_unit(const py::array& array) {
-  return size_t(array.nbytes()) >= placed_from_bytes ? page_bytes : line_bytes;
-}
 
 }  // namespace
 
@@ -719,35 +588,11 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
   return norm;
 }
 
-// They lie one after the other: a step finds them in few large pages, and walks on from one to the
-// next without a break. With 1000 arrays of 4096 elements that saves an eighth of its time.
 std::vector<py::array> Plan::new_states(const std::vector<size_t>& indices, double value,
                                         int number) const {
-  size_t size = 0;
-  for (const size_t index : indices) {
-    const py::array& param = leaves_.at(index).param;
-    size += size_t(param.nbytes()) + place_unit(param);
-  }
-  const py::array memory = shared_memory(size + (size >= padded_from_bytes ? padding_bytes : 0));
-  std::vector<py::array> states;
-  states.reserve(indices.size());
-  auto end = reinterpret_cast<std::uintptr_t>(memory.data());
-  for (const size_t index : indices) {
-    const py::array& param = leaves_[index].param;
-    // In whole lines from the parameter's place, so that no store straddles two of them.
-    const size_t offset = size_t(number + 1) * lines_apart * line_bytes;
-    const auto wanted = reinterpret_cast<std::uintptr_t>(param.data()) + offset;
-    const auto begin = end + (wanted - end) % place_unit(param);
-    states.push_back(py::array(param.dtype(), {param.shape(), param.shape() + param.ndim()},
-                               dense_strides(param), reinterpret_cast<const void*>(begin), memory));
-    if (dtype_of(param) == Dtype::float32) {
-      std::fill_n(reinterpret_cast<float*>(begin), param.size(), float(value));
-    } else {
-      std::fill_n(reinterpret_cast<double*>(begin), param.size(), value);
-    }
-    end = begin + size_t(param.nbytes());
-  }
-  return states;
+  std::vector<py::array> params;
+  for (const size_t index : indices) params.push_back(leaves_.at(index).param);
+  return fastopt::new_states(params, value, number);
 }
 
 std::vector<std::string> Plan::names() const {

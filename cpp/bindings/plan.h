@@ -11,18 +11,9 @@
 
 #include "arrays.h"
 #include "core/step.h"
+#include "tree.h"
 
 namespace fastopt {
-
-// A nesting of mappings and sequences with arrays as leaves.
-struct Tree {
-  enum class Kind { array, mapping, sequence };
-  Kind kind = Kind::array;
-  std::string path;              // dotted
-  size_t leaf = 0;               // of an array: its index
-  std::vector<py::object> keys;  // of a mapping
-  std::vector<Tree> children;
-};
 
 class Plan {
  public:
