@@ -80,10 +80,10 @@ void updates(Dtype dtype) {
       for (auto& stream : streams) pointers.push_back(stream.data());
       const Task task{&rule,   coefficients.data(),  pointers.data(),
                       nullptr, int(pointers.size()), n};
-      for (int t = 0; t < 3; ++t) update(settings, {task}, false);
+      for (int t = 0; t < 3; ++t) update(settings, {task}, {}, false);
       for (const auto& stream : streams) hash(stream);
-      const GradientSum norm = gradient_norm(settings, {task});
-      hash(std::vector<double>{norm.norm});
+      const GradientScale scale = scale_gradients(settings, {task}, 1, std::nullopt, true);
+      hash(std::vector<double>{scale.norm});
     }
   }
 }

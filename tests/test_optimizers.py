@@ -200,19 +200,109 @@ def test_a_parameter_comes_back_in_another_layout(preserve: None) -> None:
 @each_case
 @each_dtype
 def test_infinity_and_nan(case: Case, dtype: Any, isa: str, preserve: None) -> None:
+    """In parameters, gradients and states, one after the other."""
     largest = np.finfo(dtype).max
-    finite = np.array([0.0, -0.0, 1.0, largest, -largest] * 7, dtype)
-    special = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1.0, largest], dtype)
-    p, g = (a.ravel().copy() for a in np.meshgrid(finite, special))
+    values = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1.0, largest, -largest], dtype)
+    names = [*Reference(case, np.zeros(1, dtype)).state]
+    p, g, *states = (a.ravel().copy() for a in np.meshgrid(*[values] * (2 + min(len(names), 1))))
+    for special in names or [""]:
+        reference = Reference(case, p.copy())
+        opt = case.optimizer(stepped := p.copy())
+        for name in names:
+            reference.state[name] = np.abs(states[0] if name == special else g)
+            opt.state["param"][name][...] = reference.state[name]
+        with np.errstate(all="ignore"):
+            opt.step(g)
+            reference.step(g)
+        zero = stepped == 0
+        np.testing.assert_array_equal(stepped, reference.p)
+        np.testing.assert_array_equal(np.signbit(stepped[zero]), np.signbit(reference.p[zero]))
+        for name, array in reference.state.items():
+            np.testing.assert_array_equal(opt.state["param"][name], array)
+
+
+@pytest.mark.parametrize("options", [{"alpha": 1.0}, {"alpha": 1.0, "centered": True}], ids=str)
+@each_dtype
+def test_squares_beyond_the_dtype_times_nothing(options: Any, dtype: Any, isa: str) -> None:
+    p = np.ones(33, dtype)
+    opt = fastopt.RMSprop(p, lr=0.5, eps=1.0, **options)
+    g = np.full(33, math.sqrt(np.finfo(dtype).max) * 2, dtype)
+    opt.step(g)
+    assert (p == 1 - g / 2).all()
+    assert (opt.state["param"]["square_avg"] == 0).all()
+
+
+# Factors of the gradients that are beyond the dtype, while the products are not.
+
+BEYOND: list[tuple[Any, float, float, float | None, float]] = [
+    # dtype, magnitude of the gradients, loss_scale, max_norm, exact factor
+    (np.float32, 3e38, 1.0, 1.0, math.nan),
+    (np.float32, 3e38, 2.0**30, 1.0, math.nan),
+    (np.float32, 1e37, 2.0**126, None, 2.0**-126),
+    (np.float32, 1e37, 2.0**127, None, 2.0**-127),
+    (np.float32, 1e37, 2.0**135, None, 2.0**-135),
+    (np.float32, 1e-37, 2.0**-130, None, 2.0**130),
+    (np.float32, 1e-20, 2.0**-127, None, 2.0**127),
+    (np.float64, 1e307, 2.0**1022, None, 2.0**-1022),
+    (np.float64, 1e307, 2.0**1023, None, 2.0**-1023),
+    (np.float64, 1e-307, 2.0**-1030, None, math.inf),
+]
+
+
+@pytest.mark.parametrize(("dtype", "magnitude", "loss_scale", "max_norm", "factor"), BEYOND)
+@each_optimizer
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_factors_beyond_the_dtype(
+    case: Case, dtype: Any, magnitude: float, loss_scale: float, max_norm: float | None,
+    factor: float, strided: bool, threads: int, preserve: None,
+) -> None:  # fmt: skip
+    """The gradients are multiplied in float64 and rounded once, and are as before afterwards."""
+    n = 40_000 if case.cls is fastopt.SGD else 1100
+    p = initial(n, dtype)
     reference = Reference(case, p.copy())
     opt = case.optimizer(p)
-    with np.errstate(all="ignore"):
-        opt.step(g)
-        reference.step(g)
-    np.testing.assert_array_equal(p, reference.p)
-    np.testing.assert_array_equal(np.signbit(p[p == 0]), np.signbit(reference.p[p == 0]))
+    memory = np.random.default_rng(0).uniform(0.1, 1, (2, 2 * n)) * magnitude
+    for drawn in memory.astype(dtype):
+        g = drawn[::2] if strided else drawn[:n].copy()
+        before = g.tobytes()
+        with fastopt.config_context(num_threads=threads):
+            norm = opt.step(g, loss_scale=loss_scale, max_norm=max_norm)
+        assert g.tobytes() == before
+        if norm is not None:
+            factor = max_norm / (norm + 1e-6) / loss_scale
+        scaled = (
+            np.ldexp(g.astype(np.float64), 1030) if factor == math.inf else g * np.float64(factor)
+        )
+        reference.step(scaled.astype(dtype))
+    assert p.tobytes() == reference.p.tobytes()
     for name, array in reference.state.items():
-        np.testing.assert_array_equal(opt.state["param"][name], array)
+        assert opt.state["param"][name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("denormals", ["flush", "preserve"])
+@pytest.mark.parametrize(
+    ("g", "options", "moved", "norm"),
+    [
+        (np.full(4, 3e38, "f4"), {"max_norm": 1.0}, 0.5, 6e38),
+        (np.full(4, 9e37, "f4"), {"loss_scale": 9e37}, 1, None),
+        (np.full(4, 3e38, "f4"), {"loss_scale": 1e40}, 0.03, None),
+        (np.full(4, 1e-300), {"loss_scale": 1e-310}, 1e10, None),
+        (np.full(4, 1.7e308), {"max_norm": 1.0}, 0.5, math.inf),
+        (np.full(4, 1.7e308), {"max_norm": 1e-300, "loss_scale": 1e300}, 5e-301, 3.4e8),
+        (np.full(4, 1e300), {"max_norm": 1e-150}, 5e-151, 2e300),
+        (np.full(4, 1e-200), {"max_norm": 1.0, "loss_scale": 1e-300}, 0.5, 2e100),
+        (np.full(4, 1e-200), {"max_norm": 1.0}, 1e-200, 2e-200),
+        (np.full(4, 1e-30, "f4"), {"max_norm": 1.0, "loss_scale": 1e-300}, 0.5, 2e270),
+        (np.full(4, 1e300), {"max_norm": math.inf}, 1e300, 2e300),
+    ],
+)
+def test_scales_of_any_size(g: Any, options: Any, moved: float, norm: Any, denormals: str) -> None:
+    w = np.zeros(4, g.dtype)
+    with fastopt.config_context(denormals=denormals):
+        got = fastopt.SGD(w, lr=1.0).step(g, **options)
+    np.testing.assert_allclose(-w, moved, rtol=3e-7 if g.dtype == np.float32 else 1e-14)
+    assert got == (None if norm is None else pytest.approx(norm, rel=1e-7))
 
 
 @each_case
@@ -279,13 +369,34 @@ def test_the_callers_environment(case: Case, flags: int, denormals: str, threads
 
 
 @needs_mxcsr
-def test_the_norm_in_the_callers_environment(preserve: None) -> None:
-    g = np.full(3, 1e-160)  # the squares are subnormal
-    opt = fastopt.SGD(np.ones(3))
-    expected = opt.step(g, max_norm=1.0)
-    with control_register(FLUSH_TO_ZERO | DENORMALS_ARE_ZERO):
-        norm = opt.step(g, max_norm=1.0)
-    assert norm == expected == pytest.approx(math.sqrt(3) * 1e-160, rel=1e-3)
+@pytest.mark.parametrize("flags", [FLUSH_TO_ZERO | DENORMALS_ARE_ZERO, ROUND_UP], ids=hex)
+@pytest.mark.parametrize("magnitude", [1e-160, 1.0, 1e160])  # squares are subnormal or infinite
+def test_the_norm_in_the_callers_environment(magnitude: float, flags: int, preserve: None) -> None:
+    for seed in range(20):
+        g = np.random.default_rng(seed).standard_normal(3000) * magnitude
+        params = np.ones(3000), np.ones(3000)
+        expected = fastopt.SGD(params[0]).step(g, loss_scale=3.0, max_norm=0.7 * magnitude)
+        opt = fastopt.SGD(params[1])
+        with control_register(flags):
+            norm = opt.step(g, loss_scale=3.0, max_norm=0.7 * magnitude)
+        exact = math.hypot(*(g / magnitude)) * (magnitude / 3)
+        assert norm == expected == pytest.approx(exact, rel=1e-15)
+        assert params[0].tobytes() == params[1].tobytes()
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("denormals", ["flush", "preserve"])
+def test_subnormal_inputs(denormals: str, strided: bool, isa: str) -> None:
+    """Products of them are normal: to flush results is not enough."""
+    p, g = (np.full(80, 1e-40, np.float32)[:: 2 if strided else 1] for _ in "pg")
+    with fastopt.config_context(denormals=denormals):
+        norm = fastopt.SGD(p, lr=1e10).step(g, max_norm=1.0)
+    if denormals == "flush":
+        assert norm == 0
+        assert (p == 0).all()
+    else:
+        assert norm == pytest.approx(1e-40 * math.sqrt(p.size), rel=1e-4)
+        np.testing.assert_allclose(p, -1e-30, rtol=1e-4)
 
 
 # Closed forms: neither the kernels nor the reference are asked.

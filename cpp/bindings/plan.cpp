@@ -402,6 +402,7 @@ const Plan::Rule& Plan::find_rule(const std::string& name) {
     if (rule.names.size() > max_coefficients)
       fail<std::length_error>("max_coefficients is too small");
     rule.state_count = words(update.state).size();
+    if (2 + rule.state_count > most_streams) fail<std::length_error>("most_streams is too small");
   }
   if (rule.names.empty()) fail<std::invalid_argument>(caller_, ": there is no rule '", name, "'");
   return rule;
@@ -559,18 +560,15 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
   {
     std::optional<py::gil_scoped_release> release;
     if (elements >= release_gil_from_elements) release.emplace();
-    double scale = 1 / loss_scale;
-    if (max_norm || skip_nonfinite) {
-      const GradientSum gradient = gradient_norm(settings, tasks_);
-      norm = gradient.norm * scale;
-      skip = skip_nonfinite && !gradient.finite;
-      if (max_norm) scale *= std::min(*max_norm / (*norm + 1e-6), 1.0);  // as torch: NaN stays NaN
-    }
+    const GradientScale scale =
+        scale_gradients(settings, tasks_, loss_scale, max_norm, skip_nonfinite);
+    if (max_norm || skip_nonfinite) norm = scale.norm;
+    skip = skip_nonfinite && !scale.finite;
     if (!skip) {
       for (Batch& batch : batches_) {
-        batch.coefficients.value[batch.grad_scale] *= scale;
+        batch.coefficients.value[batch.grad_scale] *= scale.factor;
       }
-      update(settings, tasks_, zero_grads);
+      update(settings, tasks_, scale, zero_grads);
     } else if (zero_grads) {
       zero_gradients(settings, tasks_);
     }

@@ -10,43 +10,55 @@
 namespace fastopt {
 namespace {
 
+constexpr size_t most_axes = 64;  // NumPy's
+
 // Calls visit(element, k) for the elements begin, begin + 1, ... of one stream, k from 0 on.
 template <class T, class Visit>
-void walk(const Strided& strided, int stream, void* data, index_t begin, index_t n, Visit visit) {
-  const std::vector<index_t>& strides = strided.strides[size_t(stream)];
-  const size_t inner = strided.shape.size() - 1;
-  std::vector<index_t> index(inner + 1);
-  index_t rest = begin;
-  for (size_t axis = inner + 1; axis-- > 0; rest /= strided.shape[axis]) {
-    index[axis] = rest % strided.shape[axis];
+void walk(const Task& task, int stream, index_t begin, index_t n, Visit visit) {
+  char* const data = static_cast<char*>(task.streams[stream]);
+  if (task.strided == nullptr) {
+    T* const x = reinterpret_cast<T*>(data) + begin;
+    for (index_t k = 0; k < n; ++k) visit(x[k], k);
+    return;
   }
+  const std::vector<index_t>& shape = task.strided->shape;
+  const std::vector<index_t>& strides = task.strided->strides[size_t(stream)];
+  const size_t inner = shape.size() - 1;
+  index_t index[most_axes];
+  index_t rest = begin;
+  for (size_t axis = inner + 1; axis-- > 0; rest /= shape[axis]) index[axis] = rest % shape[axis];
   for (index_t k = 0; k < n;) {
-    char* row = static_cast<char*>(data);
+    char* row = data;
     for (size_t axis = 0; axis <= inner; ++axis) row += index[axis] * strides[axis];
-    const index_t count = std::min(n - k, strided.shape[inner] - index[inner]);
+    const index_t count = std::min(n - k, shape[inner] - index[inner]);
     for (index_t j = 0; j < count; ++j, ++k)
       visit(*reinterpret_cast<T*>(row + j * strides[inner]), k);
     index[inner] = 0;
-    for (size_t axis = inner; axis-- > 0 && ++index[axis] == strided.shape[axis];) index[axis] = 0;
+    for (size_t axis = inner; axis-- > 0 && ++index[axis] == shape[axis];) index[axis] = 0;
   }
 }
 
 // Block by block: gather the streams, run the same kernel, scatter all but the gradient.
 template <class T>
-void apply_strided(const Task& task, index_t begin, index_t end) {
-  std::vector<T> scratch(size_t(task.stream_count * block));
-  std::vector<void*> tiles(size_t(task.stream_count));
-  for (int s = 0; s < task.stream_count; ++s) tiles[size_t(s)] = &scratch[size_t(s * block)];
+void apply_in_tiles(const Task& task, const GradientScale& scale, index_t begin, index_t end) {
+  T tiles[most_streams][block];
+  void* streams[most_streams];
+  for (int s = 0; s < task.stream_count; ++s) streams[s] = tiles[s];
   for (; begin < end; begin += block) {
     const index_t n = std::min(block, end - begin);
     for (int s = 0; s < task.stream_count; ++s) {
-      T* const tile = static_cast<T*>(tiles[size_t(s)]);
-      walk<T>(*task.strided, s, task.streams[s], begin, n, [=](T& x, index_t k) { tile[k] = x; });
+      T* const tile = tiles[s];
+      walk<T>(task, s, begin, n, [=](T& x, index_t k) { tile[k] = x; });
     }
-    task.update->run(task.coefficients, tiles.data(), 0, n);
+    if (scale.is_beyond) {
+      for (index_t k = 0; k < n; ++k) {
+        tiles[0][k] = T(double(tiles[0][k]) * scale.beyond[0] * scale.beyond[1]);
+      }
+    }
+    task.update->run(task.coefficients, streams, 0, n);
     for (int s = 1; s < task.stream_count; ++s) {
-      const T* const tile = static_cast<const T*>(tiles[size_t(s)]);
-      walk<T>(*task.strided, s, task.streams[s], begin, n, [=](T& x, index_t k) { x = tile[k]; });
+      const T* const tile = tiles[s];
+      walk<T>(task, s, begin, n, [=](T& x, index_t k) { x = tile[k]; });
     }
   }
 }
@@ -57,7 +69,7 @@ void sum_strided(const SquareSum& square_sum, double scale, const Task& task, in
   T tile[block];
   for (; begin < end; begin += block, ++sums) {
     const index_t n = std::min(block, end - begin);
-    walk<T>(*task.strided, 0, task.streams[0], begin, n, [&](T& x, index_t k) { tile[k] = x; });
+    walk<T>(task, 0, begin, n, [&](T& x, index_t k) { tile[k] = x; });
     square_sum.run(scale, tile, n, sums);
   }
 }
@@ -68,11 +80,9 @@ void set_to_zero(const Task& task, index_t begin, index_t end) {
     std::memset(static_cast<char*>(task.streams[0]) + begin * item, 0,
                 size_t((end - begin) * item));
   } else if (task.update->dtype == Dtype::float32) {
-    walk<float>(*task.strided, 0, task.streams[0], begin, end - begin,
-                [](float& x, index_t) { x = 0; });
+    walk<float>(task, 0, begin, end - begin, [](float& x, index_t) { x = 0; });
   } else {
-    walk<double>(*task.strided, 0, task.streams[0], begin, end - begin,
-                 [](double& x, index_t) { x = 0; });
+    walk<double>(task, 0, begin, end - begin, [](double& x, index_t) { x = 0; });
   }
 }
 
@@ -125,36 +135,31 @@ class Shares {
   index_t bytes_ = 0;
 };
 
-}  // namespace
+// fraction * 2^exponent, which reaches beyond a double. Products and quotients round as those of
+// doubles do.
+struct Wide {
+  double fraction;
+  int exponent;
 
-void update(const Settings& settings, const std::vector<Task>& tasks, bool zero_grads) {
-  const Shares shares(tasks, false);
-  parallel_for(settings, shares.bytes(), [&](int part, int parts) {
-    shares.visit(tasks, part, parts, [&](size_t i, index_t begin, index_t end) {
-      const Task& task = tasks[i];
-      const index_t piece = zero_grads ? zeroed_piece : end - begin;
-      for (index_t next; begin < end; begin = next) {
-        next = std::min(begin + piece, end);
-        if (task.strided == nullptr) {
-          task.update->run(task.coefficients, task.streams, begin, next - begin);
-        } else if (task.update->dtype == Dtype::float32) {
-          apply_strided<float>(task, begin, next);
-        } else {
-          apply_strided<double>(task, begin, next);
-        }
-        if (zero_grads) set_to_zero(task, begin, next);
-      }
-    });
-  });
+  static Wide of(double x) {
+    if (!std::isfinite(x)) return {x, 0};
+    Wide wide;
+    wide.fraction = std::frexp(x, &wide.exponent);
+    return wide;
+  }
+  double rounded() const { return std::ldexp(fraction, exponent); }
+};
+Wide operator*(Wide a, Wide b) {
+  return {a.fraction * b.fraction, a.exponent + b.exponent};
+}
+Wide operator/(Wide a, Wide b) {
+  return {a.fraction / b.fraction, a.exponent - b.exponent};
 }
 
-void zero_gradients(const Settings& settings, const std::vector<Task>& tasks) {
-  const Shares shares(tasks, true);
-  parallel_for(settings, shares.bytes(), [&](int part, int parts) {
-    shares.visit(tasks, part, parts,
-                 [&](size_t i, index_t begin, index_t end) { set_to_zero(tasks[i], begin, end); });
-  });
-}
+struct GradientSum {
+  Wide norm;
+  bool finite;  // every element is
+};
 
 GradientSum gradient_norm(const Settings& settings, const std::vector<Task>& tasks) {
   const Shares shares(tasks, true);
@@ -169,15 +174,17 @@ GradientSum gradient_norm(const Settings& settings, const std::vector<Task>& tas
   };
   std::vector<Sums> sums(static_cast<size_t>(blocks));
 
-  const auto total = [&](double scale) {
+  // Of the gradients times 2^exponent.
+  const auto total = [&](int exponent) {
+    const double scale = std::ldexp(1.0, exponent);
     parallel_for(settings, shares.bytes(), [&](int part, int parts) {
       shares.visit(tasks, part, parts, [&](size_t i, index_t begin, index_t end) {
         const Task& task = tasks[i];
         const SquareSum& square_sum = settings.table->square_sum[size_t(task.update->dtype)];
         double(*const out)[2] = &sums[size_t(first_block[i] + begin / block)].of;
-        const char* gradient = static_cast<const char*>(task.streams[0]);
         if (task.strided == nullptr) {
-          square_sum.run(scale, gradient + begin * item_size(task.update->dtype), end - begin, out);
+          const index_t item = item_size(task.update->dtype);
+          square_sum.run(scale, at(task.streams[0], begin, item), end - begin, out);
         } else if (task.update->dtype == Dtype::float32) {
           sum_strided<float>(square_sum, scale, task, begin, end, out);
         } else {
@@ -185,21 +192,92 @@ GradientSum gradient_norm(const Settings& settings, const std::vector<Task>& tas
         }
       });
     });
-    GradientSum result{};
+    double square = 0, zero = 0;
+    Wide root{};
     parallel_for(settings, 0, [&](int, int) {  // for its floating-point environment
-      double square = 0, zero = 0;
       for (const Sums& sum : sums) {
         square += sum.of[0];
         zero += sum.of[1];
       }
-      result = {std::sqrt(square) / scale, zero == 0.0};
+      root = Wide::of(std::sqrt(square));
     });
-    return result;
+    return std::pair(square, GradientSum{{root.fraction, root.exponent - exponent}, zero == 0.0});
   };
 
-  const GradientSum sum = total(1.0);
-  if (!sum.finite || std::isfinite(sum.norm)) return sum;
-  return total(0x1p-600);  // float64 squares overflow from 1e154 on
+  // Squares of float64 overflow from 1e154 on, and below 1e-154 they lose digits.
+  const auto [square, sum] = total(0);
+  if (!sum.finite || (square >= 0x1p-900 && std::isfinite(square))) return sum;
+  return total(square < 1 ? 600 : -600).second;
+}
+
+}  // namespace
+
+GradientScale scale_gradients(const Settings& settings, const std::vector<Task>& tasks,
+                              double loss_scale, std::optional<double> max_norm, bool measure) {
+  GradientScale result;
+  Settings exact = settings;  // the numbers of a step: in round-to-nearest, no one is flushed
+  exact.flush_denormals = false;
+  const bool measured = max_norm || measure;
+  GradientSum sum{};
+  if (measured) sum = gradient_norm(settings, tasks);
+  parallel_for(exact, 0, [&](int, int) {
+    Wide scale = Wide::of(1) / Wide::of(loss_scale);
+    if (measured) {
+      const Wide norm = sum.norm * scale;
+      result.norm = norm.rounded();
+      result.finite = sum.finite;
+      if (max_norm) {
+        // As torch: at most 1, and NaN stays NaN. A finite norm may be beyond a double.
+        const bool in_reach = std::isfinite(result.norm) || !sum.finite;
+        const Wide clip = Wide::of(*max_norm) / (in_reach ? Wide::of(result.norm + 1e-6) : norm);
+        if (!(clip.rounded() > 1)) scale = scale * clip;
+      }
+    }
+    result.factor = scale.rounded();
+    const auto beyond = [&](const Task& task) {
+      return task.update->dtype == Dtype::float32 ? !std::isnormal(float(result.factor))
+                                                  : !std::isnormal(result.factor);
+    };
+    const bool is_number = scale.fraction != 0 && std::isfinite(scale.fraction);
+    if (is_number && std::any_of(tasks.begin(), tasks.end(), beyond)) {
+      const int half = scale.exponent / 2;
+      result.factor = 1;
+      result.beyond[0] = std::ldexp(1.0, half);
+      result.beyond[1] = std::ldexp(scale.fraction, scale.exponent - half);
+      result.is_beyond = true;
+    }
+  });
+  return result;
+}
+
+void update(const Settings& settings, const std::vector<Task>& tasks, const GradientScale& scale,
+            bool zero_grads) {
+  const Shares shares(tasks, false);
+  parallel_for(settings, shares.bytes(), [&](int part, int parts) {
+    shares.visit(tasks, part, parts, [&](size_t i, index_t begin, index_t end) {
+      const Task& task = tasks[i];
+      const index_t piece = zero_grads ? zeroed_piece : end - begin;
+      for (index_t next; begin < end; begin = next) {
+        next = std::min(begin + piece, end);
+        if (task.strided == nullptr && !scale.is_beyond) {
+          task.update->run(task.coefficients, task.streams, begin, next - begin);
+        } else if (task.update->dtype == Dtype::float32) {
+          apply_in_tiles<float>(task, scale, begin, next);
+        } else {
+          apply_in_tiles<double>(task, scale, begin, next);
+        }
+        if (zero_grads) set_to_zero(task, begin, next);
+      }
+    });
+  });
+}
+
+void zero_gradients(const Settings& settings, const std::vector<Task>& tasks) {
+  const Shares shares(tasks, true);
+  parallel_for(settings, shares.bytes(), [&](int part, int parts) {
+    shares.visit(tasks, part, parts,
+                 [&](size_t i, index_t begin, index_t end) { set_to_zero(tasks[i], begin, end); });
+  });
 }
 
 }  // namespace fastopt

@@ -1,6 +1,7 @@
 // One optimizer step over a list of arrays, as pointers and sizes: nothing of Python or NumPy.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "parallel.h"
@@ -13,6 +14,8 @@ struct Strided {
   std::vector<std::vector<index_t>> strides;  // of every stream, in bytes
 };
 
+constexpr int most_streams = 5;
+
 struct Task {
   const Update* update;
   const double* coefficients;
@@ -22,16 +25,25 @@ struct Task {
   index_t size;
 };
 
-// With `zero_grads` the gradients are zero afterwards.
-void update(const Settings& settings, const std::vector<Task>& tasks, bool zero_grads);
-
-void zero_gradients(const Settings& settings, const std::vector<Task>& tasks);
-
-struct GradientSum {
-  double norm;
-  bool finite;  // every element is
+// What gradients are multiplied by: a factor for the rules' coefficients, or where that is beyond
+// the numbers of a dtype, which its products need not be, two for the gradients themselves.
+struct GradientScale {
+  double factor = 1;
+  bool is_beyond = false;
+  double beyond[2] = {1, 1};
+  double norm = 0;     // of all gradients, divided by the loss scale
+  bool finite = true;  // every element is
 };
 
-GradientSum gradient_norm(const Settings& settings, const std::vector<Task>& tasks);
+// Divides by the loss scale, and clips to a norm of `max_norm` where there is one. The norm is
+// measured if that or `measure` asks for it.
+GradientScale scale_gradients(const Settings& settings, const std::vector<Task>& tasks,
+                              double loss_scale, std::optional<double> max_norm, bool measure);
+
+// With `zero_grads` the gradients are zero afterwards.
+void update(const Settings& settings, const std::vector<Task>& tasks, const GradientScale& scale,
+            bool zero_grads);
+
+void zero_gradients(const Settings& settings, const std::vector<Task>& tasks);
 
 }  // namespace fastopt

@@ -75,7 +75,7 @@ struct Rmsprop {
   void operator()(T g, T& p, T& v, More&... more) const {
     T* const state[] = {&v, &more...};
     g = decayed(grad_scale * g, weight_decay, p);
-    v = alpha * v + one_minus_alpha * (g * g);
+    v = alpha * v + one_minus_alpha * g * g;
     T variance = v;
     if constexpr (centered) {
       T& mean = *state[1];
@@ -100,9 +100,9 @@ struct Adadelta {
 
   void operator()(T g, T& p, T& v, T& u) const {
     g = decayed(grad_scale * g, weight_decay, p);
-    v = rho * v + one_minus_rho * (g * g);
+    v = rho * v + one_minus_rho * g * g;
     const T delta = sqrt(u + eps) / sqrt(v + eps) * g;
-    u = rho * u + one_minus_rho * (delta * delta);
+    u = rho * u + one_minus_rho * delta * delta;
     p -= lr * delta;
   }
 };
@@ -124,7 +124,7 @@ struct Adam {
   void operator()(T g, T& p, T& m, T& v, Maximum&... v_max) const {
     g = decayed(grad_scale * g, weight_decay, p);
     m = beta1 * m + one_minus_beta1 * g;
-    v = beta2 * v + one_minus_beta2 * (g * g);
+    v = beta2 * v + one_minus_beta2 * g * g;
     T second_moment = v;
     ((second_moment = v_max = maximum(v, v_max)), ...);
     p = decay * p - step_size * m / (sqrt(second_moment) * root_correction + eps);

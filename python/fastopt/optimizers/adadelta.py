@@ -101,7 +101,7 @@ def adadelta(
     (array([0.1]), array([0.05]))
     """
     g = decayed(p, -g if maximize else g, weight_decay)
-    v = rho * square_avg + (1 - rho) * (g * g)
+    v = rho * square_avg + (1 - rho) * g * g
     delta = np.sqrt(acc_delta + eps) / np.sqrt(v + eps) * g
-    u = rho * acc_delta + (1 - rho) * (delta * delta)
+    u = rho * acc_delta + (1 - rho) * delta * delta
     return p - lr * delta, v, u

@@ -219,7 +219,7 @@ def _adam(
 ) -> tuple[Array, ...]:
     beta1, beta2 = betas
     m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * (g * g)
+    v = beta2 * v + (1 - beta2) * g * g
     step_size = lr / (1 - beta1**t)
     root_correction = 1 / math.sqrt(1 - beta2**t)
     largest = v if v_max is None else np.maximum(v, v_max)

@@ -121,7 +121,7 @@ def rmsprop(
     (array([0.5]), array([4.]))
     """
     g = decayed(p, -g if maximize else g, weight_decay)
-    v = alpha * square_avg + (1 - alpha) * (g * g)
+    v = alpha * square_avg + (1 - alpha) * g * g
     states = [v]
     variance = v
     if grad_avg is not None:
