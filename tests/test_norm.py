@@ -443,6 +443,14 @@ def test_a_start_elsewhere_does_not_spoil_the_statistics(shape: Any, outlying: f
     assert np.abs(saved.statistics[1] / wide.var(axes) - 1).max() <= 1e-6
 
 
+def test_later_blocks_are_centered_anew() -> None:
+    """Around the first one's mean, each square of the others would be rounded the same way."""
+    x = np.full((1, 2, 1 << 20), 10007, F32)
+    x[:, :, :1024] = 0
+    for _, saved in (fastopt.batch_norm(x, training=True), fastopt.layer_norm(x, 1 << 20)):
+        assert saved.statistics[1] == pytest.approx(x[0].astype(F64).var(1), rel=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(64, 6), (8, 6, 9), (8, 6, 40), (3, 4, 1100)], ids=str)
 def test_what_a_mean_leaves_over_is_counted(shape: Any) -> None:
     """A mean near 1e4 is off by up to 5e-4 as a float32; dy has a mean, that this may count."""
