@@ -121,6 +121,16 @@ def test_namedtuples_come_back() -> None:
 
 
 @pytest.mark.parametrize("k", [None, 1])
+def test_grad_fn_has_the_callers_error_state(k: int | None) -> None:
+    def gradient(x: Any) -> Any:
+        assert np.geterr()["under"] == "raise"
+        return np.array([1.0, 2.0, 3.0]) * x
+
+    with np.errstate(under="raise"):
+        assert critical_point(gradient, np.zeros(3), k=k).kind == "minimum"
+
+
+@pytest.mark.parametrize("k", [None, 1])
 def test_underflow_is_no_error(k: int | None) -> None:
     curvatures = np.array([-3e-300, 1e-300, 2e-300])
     w = np.array([1e-310, 0.0, 0.0])

@@ -146,6 +146,15 @@ def test_missing_values_are_an_error_that_names_their_features(bad: float, dtype
         standardize(5.0, mean=bad, std=1)
 
 
+def test_missing_values_in_blocks_of_features() -> None:
+    x = np.zeros((3, 200_000))  # each row is a block
+    x[2, 5] = np.nan
+    with pytest.raises(ValueError, match=r"1 times in the features \[2\]"):
+        standardize(x, axis=1)
+    with pytest.raises(ValueError, match=r"1 times in the features \[5\]"):
+        standardize(x, axis=0)
+
+
 def test_many_features_with_missing_values_are_a_short_message() -> None:
     with pytest.raises(ValueError, match=r"features \[0, 1, 2, 3, 4, 5, \.\.\.\]"):
         standardize(np.full((3, 1000), np.nan))

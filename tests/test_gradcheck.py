@@ -478,7 +478,7 @@ def test_the_worst_entry_is_the_one_furthest_beyond_its_resolution() -> None:
     check = check_gradient(fn, np.zeros(2))
     assert not check.passed
     assert check.worst.index == (1,)
-    assert check.resolution > 1e-5
+    assert check.resolution > RESOLUTION
 
 
 @pytest.mark.parametrize("distance", [1e-6, 3e-7])

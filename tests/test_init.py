@@ -218,6 +218,7 @@ def test_activations_through_fifty_layers(
         ({"shape": (0, 5)}, ValueError, r"shape\[0\] is 0, expected an integer >= 1"),
         ({"shape": (2.0, 5)}, TypeError, r"shape\[0\] is 2\.0, expected an integer"),
         ({"shape": "ab"}, TypeError, r"shape\[0\] is 'a', expected an integer"),
+        ({"shape": (2**31, 2**31)}, ValueError, "which no memory holds"),
         ({"shape": (10**400, 5)}, ValueError, r"shape is \(1000.*, which no memory holds"),
         ({"dtype": "x"}, TypeError, "dtype is 'x', expected a floating-point type"),
         ({"dtype": object()}, TypeError, "dtype is <object.*, expected a floating-point type"),
