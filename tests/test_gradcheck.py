@@ -442,6 +442,13 @@ def test_a_loss_that_is_flat_up_to_its_rounding_is_not_resolved() -> None:
     assert check.resolution > 0.1
 
 
+@pytest.mark.parametrize("seed", [2, 10, 17, 20])
+def test_equal_roundings_are_no_agreement(seed: int) -> None:
+    # Small steps move this loss by a few roundings of 1e7, at some steps in proportion.
+    x = np.random.default_rng(seed).standard_normal(8)
+    assert check_gradient(lambda p: (1e7 + np.sin(p).sum() - 1e7, np.cos(p)), x).passed
+
+
 def test_steps_are_relative_to_entries_above_one() -> None:
     seen: list[Any] = []
 
