@@ -364,6 +364,31 @@ def test_what_is_kept_of_dropped_outputs_is_bounded() -> None:
     assert (result.stdout, result.stderr) == ("32 True\n16 True\n", "")
 
 
+def step_without_room_for_threads() -> None:
+    """OpenMP ends the process where it cannot make a thread."""
+    n = 400_000
+    g = np.random.default_rng(0).standard_normal(n)
+    params = [np.ones(n) for _ in range(3)]
+    optimizers = [Adam(p) for p in params]
+    for opt, threads in zip(optimizers, (1, 2, 1024), strict=True):
+        used = int(open("/proc/self/statm").read().split()[0]) * mmap.PAGESIZE
+        with fastopt.config_context(num_threads=threads):
+            resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), -1))  # a stack has 8 MiB
+            opt.step(g)
+            resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    counts = [len(os.listdir("/proc/self/task"))]
+    with fastopt.config_context(num_threads=3):
+        for opt in optimizers:
+            opt.step(g)
+    counts.append(len(os.listdir("/proc/self/task")))
+    print(len({p.tobytes() for p in params}), *np.diff(counts))
+
+
+def test_where_no_thread_can_be_made_a_call_works_alone() -> None:
+    result = run(step_without_room_for_threads)
+    assert (result.stdout, result.stderr) == ("1 2\n", "")
+
+
 def touch_the_guard() -> None:
     array = Guarded(1 << 16).array(10, np.float64, at_end=True)
     ctypes.memset(array.ctypes.data, 0, array.nbytes)

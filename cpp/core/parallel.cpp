@@ -5,7 +5,10 @@
 
 #include <atomic>
 #include <exception>
+#include <latch>
 #include <string>
+#include <thread>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -55,14 +58,33 @@ struct Runtime {
 };
 Runtime runtime{};  // without one every call is serial
 
+thread_local int team = 1;  // each thread has a team of its own, of so many threads, itself one
+
 // The runtime's threads do not survive a fork, and it would wait for them for ever in the child. So
-// this thread's team is dismissed before the fork. Each thread has a team of its own.
+// this thread's team is dismissed before the fork.
 [[maybe_unused]] const int fork_handler = pthread_atfork(
     [] {
       constexpr int soft = 1;
       if (runtime.pause != nullptr) runtime.pause(soft);
+      team = 1;
     },
     nullptr, nullptr);
+
+// Whether this thread's team can be so large. Where a thread cannot be made, for want of memory or
+// by a limit, the runtime ends the process; so others try it first, and leave it their stacks.
+bool room_for_team(int threads) {
+  std::latch all_made(1);
+  std::vector<std::thread> others;
+  bool made = true;
+  try {
+    for (int other = 1; other < threads; ++other) others.emplace_back([&] { all_made.wait(); });
+  } catch (const std::exception&) {
+    made = false;
+  }
+  all_made.count_down();
+  for (std::thread& other : others) other.join();
+  return made;
+}
 
 struct Call {
   const Settings& settings;
@@ -106,7 +128,9 @@ bool load_openmp() {
 
 void detail::parallel_for(const Settings& settings, index_t bytes,
                           void (*call)(const void*, int, int), const void* body) {
-  if (settings.threads > 1 && bytes >= parallel_from_bytes && runtime.parallel != nullptr) {
+  if (settings.threads > 1 && bytes >= parallel_from_bytes && runtime.parallel != nullptr &&
+      (settings.threads <= team || room_for_team(settings.threads))) {
+    team = settings.threads;
     Call shared{settings, call, body, nullptr, {}};
     runtime.parallel(&run_part, &shared, unsigned(settings.threads), 0);
     if (shared.error) std::rethrow_exception(shared.error);
