@@ -239,7 +239,9 @@ GradientScale scale_gradients(const Settings& settings, const std::vector<Task>&
                                                   : !std::isnormal(result.factor);
     };
     const bool is_number = scale.fraction != 0 && std::isfinite(scale.fraction);
-    if (is_number && std::any_of(tasks.begin(), tasks.end(), beyond)) {
+    // What is a normal float is a normal double: usually no array is asked.
+    const bool usual = std::isnormal(float(result.factor));
+    if (!usual && is_number && std::any_of(tasks.begin(), tasks.end(), beyond)) {
       const int half = scale.exponent / 2;
       result.factor = 1;
       result.beyond[0] = std::ldexp(1.0, half);
