@@ -521,6 +521,7 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
   collect(tree_, params, grads);
   std::int64_t* const counts = counts_.mutable_data();
   bool* const started = started_.mutable_data();
+  const Batch* last = nullptr;
   for (const size_t index : stepped_) {
     Leaf& leaf = leaves_[index];
     const std::int64_t t = counts[index] + 1;
@@ -529,10 +530,14 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
       started[index] = std::ranges::any_of(
           leaf.state, [](const py::array& a) { return a.attr("any")().cast<bool>(); });
     }
-    const auto known = std::find_if(batches_.rbegin(), batches_.rend(), [&](const Batch& batch) {
+    const auto fits = [&](const Batch& batch) {
       return batch.group == leaf.group && batch.t == t && batch.started == started[index];
-    });
-    leaf.batch = known != batches_.rend() ? &*known : &new_batch(fold, leaf, t, started[index]);
+    };
+    if (last == nullptr || !fits(*last)) {
+      const auto known = std::find_if(batches_.rbegin(), batches_.rend(), fits);
+      last = known != batches_.rend() ? &*known : &new_batch(fold, leaf, t, started[index]);
+    }
+    leaf.batch = last;
   }
   python_ran_ = false;
   index_t elements = 0;
