@@ -118,6 +118,13 @@ def test_param_groups(call: Callable[[Any], Any], error: Any, message: str) -> N
 # Parameters, to the constructor and to update.
 
 
+def nested(levels: int) -> Any:
+    tree: Any = np.ones(1)
+    for _ in range(levels):
+        tree = [tree]
+    return tree
+
+
 def within_itself() -> list[Any]:
     tree: list[Any] = [np.ones(2)]
     tree.append(tree)
@@ -213,6 +220,9 @@ PARAMS: list[tuple[Any, type[Exception], str]] = [
     ({"a": X, "b": X}, ValueError, r"params\['.'\] shares memory with SGD: params\['.'\]"),
     ({"a": X[:6], "b": X[5:]}, ValueError, r"params\['b'\] shares memory with .*\['a'\]"),
     ({"a": X[::2], "b": X[2:3]}, ValueError, "shares memory"),
+    ({"a": X[::2], "b": X[1:2], "c": X[4:5]}, ValueError, r"\['c'\] shares memory with .*\['a'\]"),
+    ({"a": X[5::-1], "b": X[3:4]}, ValueError, r"params\['b'\] shares memory with .*\['a'\]"),
+    ({"a": X[3:4], "b": X[5::-1]}, ValueError, r"params\['a'\] shares memory with .*\['b'\]"),
     ([{"params": X[:6]}, {"params": X[4:]}], ValueError, r"\['1.param'\] shares memory"),
     (
         {"a.b": np.ones(1), "a": {"b": np.ones(1)}},
@@ -223,6 +233,7 @@ PARAMS: list[tuple[Any, type[Exception], str]] = [
     ({}, ValueError, "SGD: params holds no arrays"),
     ([[], {}], ValueError, "SGD: params holds no arrays"),
     (within_itself(), ValueError, "SGD: params is nested deeper than 100 levels"),
+    (nested(101), ValueError, "SGD: params is nested deeper than 100 levels"),
     ([{"params": np.ones(1), "rate": 1}], ValueError, "SGD: unknown hyper-parameter 'rate'"),
 ]
 
@@ -250,6 +261,43 @@ def test_subclasses_that_are_what_their_memory_holds(tmp_path: Path) -> None:
         opt.step({name: np.arange(12.0).reshape(3, 4).view(type(p)) for name, p in params.items()})
     for p in params.values():
         assert np.asarray(p).tolist() == (-2 * np.arange(12.0).reshape(3, 4)).tolist()
+
+
+def test_trees_may_be_deep() -> None:
+    params = nested(100)
+    SGD(params, lr=1.0).step(nested(100))
+    assert list(SGD(params).state) == [".".join("0" * 100)]
+
+
+def test_a_parameter_in_the_place_of_another() -> None:
+    """Of the same shape, as the gradients are that move with it."""
+    params = {"a": np.ones(3), "b": np.ones(3)}
+    opt = SGD(params, lr=1.0)
+    grads = {"a": np.ones(3), "b": np.ones(3)}
+    for _ in range(2):
+        opt.step(grads)
+        own, params["a"] = params["a"], params["b"]
+        before = own.copy(), params["b"].copy()
+        with pytest.raises(ValueError, match=r"params\['.'\] shares memory with .*params\['.'\]"):
+            opt.step(grads)
+        assert (own.tobytes(), params["b"].tobytes()) == tuple(a.tobytes() for a in before)
+        params["a"] = own
+    opt.step(grads)
+    assert params["a"].tolist() == params["b"].tolist() == [-2, -2, -2]
+
+
+def test_a_gradient_in_the_memory_of_an_array_that_reaches_far() -> None:
+    """Past arrays that begin later, between its elements."""
+    x = np.arange(13.0)
+    opt = SGD({"far": x[::3], "near": x[1:2], "last": x[11:12], "own": np.ones(1)}, lr=1.0)
+    grads = {"far": np.ones(5), "near": np.ones(1), "last": np.ones(1)}
+    for i in range(13):
+        if i % 3 == 0 or i in (1, 11):
+            name = {1: "near", 11: "last"}.get(i, "far")
+            with pytest.raises(ValueError, match=rf"grads\['own'\] shares .*params\['{name}'\]"):
+                opt.step({**grads, "own": x[i : i + 1]})
+            assert x.tolist() == list(range(13))
+    opt.step({**grads, "own": x[4:5]})
 
 
 def test_neighbours_share_no_memory() -> None:
@@ -335,6 +383,15 @@ def zeroed_unseen(w: Any) -> None:
     w.grads["layers"][1] = w.grads["W"][:2, :2]
     w.opt.step({"W": None, "layers": w.grads["layers"]})
     w.opt.step({"W": w.grads["W"], "layers": [None, None]}, zero_grads=True)
+    w.options["zero_grads"] = True
+
+
+def zeroed_moved(w: Any) -> None:
+    """Gradients of the same shapes, elsewhere, were fit for it."""
+    w.opt.step(w.grads, zero_grads=True)
+    memory = np.ones(16)
+    w.grads["W"] = memory[:12].reshape(3, 4)
+    w.grads["layers"][1] = memory[8:12].reshape(2, 2)
     w.options["zero_grads"] = True
 
 
@@ -452,6 +509,7 @@ STEPS: list[tuple[Callable[[Any], None], type[Exception], str]] = [
         ValueError,
         r"grads\['W'\] has elements that share memory \(strides \(0, 8\)\), and zero_grads=True",
     ),
+    (zeroed_moved, ValueError, r"grads\['layers.1'\] shares memory with .*grads\['W'\]"),
     (zeroed_unseen, ValueError, r"grads\['layers.1'\] shares memory with .*grads\['W'\]"),
     # scalars
     (
