@@ -193,7 +193,8 @@ class Optimizer:
         TypeError, ValueError
             If an array does not fit; the message names it. Nothing is changed then.
         RuntimeError
-            If another step of this optimizer is under way, in a thread or in a schedule.
+            If another step of this optimizer is under way, in a thread or in a schedule, or an
+            array was changed during the step.
 
         Examples
         --------
