@@ -197,6 +197,23 @@ def test_neighbours_among_gaps_share_nothing() -> None:
     assert u.tobytes() == expected_u.tobytes()
 
 
+def test_the_whole_array_has_its_strides_too() -> None:
+    memory = np.arange(8.0)
+    with pytest.raises(ValueError, match="softmax: out overlaps x in memory"):
+        fastopt.losses.softmax(memory.reshape(2, 4)[:, :2], out=memory[:4].reshape(2, 2))
+    assert (memory == np.arange(8.0)).all()
+
+
+def test_empty_arrays_share_nothing() -> None:
+    weight = np.ones(3)
+    empty = weight[1:1].reshape(0, 3)
+    labels = np.zeros(0, int)
+    _, gradient = fastopt.losses.softmax_cross_entropy(
+        np.ones((0, 3)), labels, weight=weight, reduction="sum", out=empty
+    )
+    assert gradient is empty
+
+
 def test_a_written_array_does_not_overlap_itself() -> None:
     u = np.lib.stride_tricks.as_strided(np.ones(1), (4,), (0,))
     with pytest.raises(ValueError, match=r"spectral_norm: u has elements that share memory"):

@@ -638,3 +638,12 @@ def test_options_stay_when_memory_for_the_states_runs_out(monkeypatch: pytest.Mo
     assert opt.param_groups[0]["momentum"] == 0.0
     opt.step(g)
     assert w.tolist() == [0.875] * 3
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+@pytest.mark.parametrize("gap", [slice(None), slice(None, None, 2), slice(None, None, -1)])
+def test_states_have_their_parameters_order_in_memory(axes: tuple[int, ...], gap: slice) -> None:
+    """Then a step walks through both alike."""
+    param = np.zeros((4, 6, 8))[gap].transpose(axes)
+    state = fastopt.Adam(param).state["param"]["exp_avg"]
+    assert state.strides == np.empty_like(param).strides

@@ -50,6 +50,12 @@ inline std::string text(py::handle object) {
   return py::reinterpret_steal<py::bytes>(bytes);
 }
 
+using Shape = std::vector<py::ssize_t>;
+
+inline Shape shape_of(const py::array& array) {
+  return {array.shape(), array.shape() + array.ndim()};
+}
+
 inline std::string shape_text(const py::array& array) {
   return text(array.attr("shape"));
 }
@@ -115,7 +121,7 @@ inline Dtype dtype_of(const py::array& array) {
 }
 
 // A new C-ordered array, not initialised.
-inline py::array new_output(const std::vector<py::ssize_t>& shape, Dtype dtype) {
+inline py::array new_output(const Shape& shape, Dtype dtype) {
   const py::dtype type = dtype == Dtype::float32 ? py::dtype::of<float>() : py::dtype::of<double>();
   size_t bytes = size_t(type.itemsize());
   for (const py::ssize_t extent : shape) {

@@ -10,10 +10,6 @@
 namespace fastopt {
 namespace {
 
-std::vector<py::ssize_t> shape_of(const py::array& array) {
-  return {array.shape(), array.shape() + array.ndim()};
-}
-
 // `out` after its checks, else a new array like `model`. The other arrays are in `overlaps`.
 py::array output(py::handle out, const py::array& model, const std::string& caller,
                  Overlaps& overlaps) {
@@ -40,8 +36,7 @@ index_t axis_of(const py::array& array, index_t axis, const std::string& caller,
 
 // The same elements with this axis as the last one. A plain array: nothing of a subclass is called.
 py::array axis_last(const py::array& array, index_t axis) {
-  std::vector<py::ssize_t> shape = shape_of(array),
-                           strides(array.strides(), array.strides() + array.ndim());
+  Shape shape = shape_of(array), strides(array.strides(), array.strides() + array.ndim());
   std::rotate(shape.begin() + axis, shape.begin() + axis + 1, shape.end());
   std::rotate(strides.begin() + axis, strides.begin() + axis + 1, strides.end());
   return py::array(array.dtype(), shape, strides, array.data(), array);
@@ -89,8 +84,7 @@ Reduction reduction_of(const std::string& name) {
 }
 
 // The index of a row in an array of this shape: [i, j]. With an axis, of the row along it: [i, :].
-std::string position_text(const std::vector<py::ssize_t>& shape, index_t row,
-                          std::optional<index_t> along = {}) {
+std::string position_text(const Shape& shape, index_t row, std::optional<index_t> along = {}) {
   std::vector<std::string> index;
   for (size_t axis = shape.size(); axis-- > 0; row /= shape[axis]) {
     index.insert(index.begin(), std::to_string(row % shape[axis]));
@@ -118,7 +112,7 @@ std::optional<long long> ignored_label(const py::array& labels, py::handle ignor
 
 // `rows` is the shape of the logits without the axis of the classes.
 Labels check_labels(const std::string& caller, py::handle object, const py::array& logits,
-                    index_t axis, const std::vector<py::ssize_t>& rows, py::handle ignore_index) {
+                    index_t axis, const Shape& rows, py::handle ignore_index) {
   const std::string place = caller + ": labels";
   const py::array array = as_ndarray(object, place);
   const char kind = array.dtype().kind();
@@ -188,7 +182,7 @@ py::tuple softmax_cross_entropy(const std::string& caller, py::handle logits_obj
     fail<py::value_error>(caller, ": logits has shape ", shape_text(given),
                           ", expected at least one class");
   }
-  std::vector<py::ssize_t> row_shape = shape_of(given);
+  Shape row_shape = shape_of(given);
   row_shape.erase(row_shape.begin() + axis);
   Overlaps overlaps;
   overlaps.add("logits", given, Overlaps::read_first);

@@ -13,12 +13,6 @@
 namespace fastopt {
 namespace {
 
-using Shape = std::vector<py::ssize_t>;
-
-Shape shape_of(const py::array& array) {
-  return {array.shape(), array.shape() + array.ndim()};
-}
-
 index_t product(Shape::const_iterator begin, Shape::const_iterator end) {
   return std::accumulate(begin, end, index_t(1), std::multiplies());
 }

@@ -218,6 +218,7 @@ GradientScale scale_gradients(const Settings& settings, const std::vector<Task>&
   Settings exact = settings;  // the numbers of a step: in round-to-nearest, no one is flushed
   exact.flush_denormals = false;
   const bool measured = max_norm || measure;
+  if (!measured && loss_scale == 1) return result;
   GradientSum sum{};
   if (measured) sum = gradient_norm(settings, tasks);
   parallel_for(exact, 0, [&](int, int) {

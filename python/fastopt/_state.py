@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
+from itertools import accumulate
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -18,13 +20,15 @@ Entry: TypeAlias = tuple[tuple[int, ...], np.dtype[Any] | Literal["count"] | Non
 
 
 def read(caller: str, state_dict: Any, own: Iterable[NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return the entries as arrays: copies where they may lie among the loader's `own` arrays."""
+    """Return the entries as arrays: copies of those that may lie in the loader's `own` arrays."""
     if not isinstance(state_dict, Mapping):
         name = type(state_dict).__name__
         raise TypeError(f"{caller}: state_dict is of type {name}, expected a mapping")
-    bounds = [byte_bounds(array) for array in own]
-    low = min((begin for begin, _ in bounds), default=0)
-    high = max((end for _, end in bounds), default=0)
+    extents = sorted(byte_bounds(array) for array in own)
+    begins, reach = (
+        [begin for begin, _ in extents],
+        list(accumulate((end for _, end in extents), max)),
+    )
     arrays = {}
     for key, value in state_dict.items():
         if not isinstance(key, str):
@@ -34,7 +38,8 @@ def read(caller: str, state_dict: Any, own: Iterable[NDArray[Any]]) -> dict[str,
         except Exception as error:
             raise TypeError(f"{caller}: {key} cannot be made an array: {error}") from error
         begin, end = byte_bounds(array)
-        arrays[key] = array.copy() if begin < high and end > low else array
+        before = bisect_left(begins, end)  # so many begin before its end
+        arrays[key] = array.copy() if before > 0 and reach[before - 1] > begin else array
     return arrays
 
 

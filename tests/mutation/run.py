@@ -59,7 +59,8 @@ TESTS = {
     "core/memory": "norm losses process config",
     "cpp/": f"config {OPTIMIZERS} norm losses",
     "fastopt/(optimizer|reference)": f"{OPTIMIZERS} schedules tree fuzz_junk",
-    "fastopt/_": "bad_input checks config tree saving averages gradcheck norm losses fuzz_junk",
+    "fastopt/_": "bad_input checks config tree saving averages gradcheck norm losses fuzz_junk "
+    "tune curvature schedules data init",
     "": "bad_input fuzz doctests fuzz_junk",
 }
 

@@ -7,6 +7,6 @@ from typing import Any, TypeAlias
 from numpy.typing import NDArray
 
 from fastopt._core import Saved as Saved
+from fastopt._tree import Array as Array
 
-Array: TypeAlias = NDArray[Any]
 MaybeArray: TypeAlias = "NDArray[Any] | None"

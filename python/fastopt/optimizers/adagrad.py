@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.optimizers.base import Array, ArrayTree, Optimizer, decayed
+from fastopt._tree import Array
+from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import NonNegative, Rate, Switch
 
 __all__ = ["Adagrad"]

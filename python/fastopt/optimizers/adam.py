@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.optimizers.base import Array, ArrayTree, Optimizer, decayed
+from fastopt._tree import Array
+from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
 
 __all__ = ["Adam", "AdamW"]
@@ -138,9 +139,10 @@ class AdamW(Adam):
     def _coefficients(
         self, options: Mapping[str, Any], lr: float, t: int, started: bool
     ) -> dict[str, float]:
-        decay = 1 - lr * options["weight_decay"]
         coefficients = super()._coefficients(options, lr, t, started)
-        return {**coefficients, "weight_decay": 0.0, "decay": decay}
+        coefficients["decay"] = 1 - lr * options["weight_decay"]
+        coefficients["weight_decay"] = 0.0
+        return coefficients
 
 
 def adam(

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import (
-    Mapping,
-    Sequence,
-)
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, TypeGuard, get_type_hints
 
@@ -15,10 +12,9 @@ from numpy.typing import NDArray
 
 from fastopt import _core, _state
 from fastopt._checks import number, shown
+from fastopt._tree import Array
 from fastopt.optimizers.groups import ParamGroup, States, did_you_mean, writable
 from fastopt.optimizers.options import Range, Schedule
-
-Array: TypeAlias = NDArray[Any]
 
 Groups: TypeAlias = Sequence[Mapping[str, Any]]
 

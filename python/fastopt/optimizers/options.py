@@ -107,6 +107,7 @@ class Several(Range):
         return [*places, (good[1:], ValueError), (good[0], TypeError), (None, TypeError)]
 
 
+@dataclass(frozen=True)
 class OnOff(Range):
     """A bool."""
 
