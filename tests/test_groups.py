@@ -462,6 +462,18 @@ def test_a_derived_class_has_hyper_parameters_of_its_own() -> None:
         opt.param_groups[0]["nesterov"] = True
 
 
+@pytest.mark.parametrize("annotation", ["Unknown", "np.Unknown", "3 | 'text'"])
+def test_annotations_of_a_derived_class_may_be_for_type_checkers(annotation: str) -> None:
+    def init(self: Any, params: Any, lr: Any = 0.5) -> None:
+        SGD.__init__(self, params, lr)
+
+    init.__annotations__["lr"] = annotation
+    opt: Any = type("Mine", (SGD,), {"__init__": init, "__module__": "mine"})(np.ones(1))
+    assert opt.lr == 0.5
+    with pytest.raises(ValueError, match="Mine: lr is -1, expected a finite number >= 0"):
+        opt.lr = -1  # the ranges of its base
+
+
 def test_a_derived_class_has_attributes_of_its_own() -> None:
     opt: Any = Warm(np.ones(1), label="mine")
     opt.another = [1, 2]

@@ -84,7 +84,7 @@ class Optimizer:
         super().__init_subclass__(**options)
         try:
             hints = get_type_hints(cls.__init__, include_extras=True)
-        except NameError:  # a user's, for type checkers alone
+        except Exception:  # a user's annotations may be for type checkers alone
             hints = {}
         declared = {
             name: part
