@@ -216,6 +216,7 @@ PARAMS: list[tuple[Any, type[Exception], str]] = [
         ValueError,
         r"SGD: params\['W'\] has elements that share memory \(strides \(0,\)\)",
     ),
+    ({"W": as_strided(np.zeros(1), (2,), (0,))}, ValueError, r"params\['W'\] has elements"),
     ({"W": as_strided(np.zeros(9), (4, 4), (8, 16))}, ValueError, r"params\['W'\] has elements"),
     ({"a": X, "b": X}, ValueError, r"params\['.'\] shares memory with SGD: params\['.'\]"),
     ({"a": X[:6], "b": X[5:]}, ValueError, r"params\['b'\] shares memory with .*\['a'\]"),
