@@ -38,6 +38,8 @@ def number(
     infinite: bool = False,
 ) -> float:
     """Return a float from low (`above` it) to high (`below` it), finite unless `infinite`."""
+    if type(value) is float and low < value < high:  # the usual one, quickly: within is finite
+        return value
     error: type[Exception] = TypeError
     if isinstance(value, (float, int, Real)) and not isinstance(value, bool):  # quick ones first
         error = ValueError
@@ -80,6 +82,8 @@ def scalar(where: str, value: Any) -> float:
 
 def integer(where: str, value: Any, low: int | None = None, high: int | None = None) -> int:
     """Return an int from low to high."""
+    if type(value) is int and low is None and high is None:  # the usual one, quickly
+        return value
     error: type[Exception] = TypeError
     if isinstance(value, (int, Integral)) and not isinstance(value, bool):
         error = ValueError
@@ -119,6 +123,8 @@ def function(where: str, value: Any) -> None:
 
 def switch(where: str, value: Any) -> bool:
     """Return a bool."""
+    if value is True or value is False:
+        return value
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise TypeError(f"{where} is {shown(value)}, expected a bool")

@@ -98,42 +98,50 @@ class Saved:
     @property
     def statistics(self) -> NDArray[np.float64]: ...
 
+GammaBeta = tuple[MaybeFloat, MaybeFloat]
+Running = tuple[MaybeFloat, MaybeFloat, float, bool]  # mean, var, momentum, unbiased
+
 def batch_norm(
-    function: str,
     x: Float,
     axis: int,
-    gamma: MaybeFloat,
-    beta: MaybeFloat,
-    running_mean: MaybeFloat,
-    running_var: MaybeFloat,
+    affine: GammaBeta,
+    running: Running,
     training: bool,
-    momentum: float,
     eps: float,
-    residual: MaybeFloat,
-    relu: bool,
-    unbiased: bool,
+    residual_relu: tuple[MaybeFloat, bool],
     out: MaybeFloat,
-    limits: tuple[float, float] | None,
     /,
 ) -> tuple[Float, Saved]: ...
 def batch_norm_backward(
-    function: str, dy: Float, saved: Saved, out: MaybeFloat, /
+    dy: Float, saved: Saved, out: MaybeFloat, /
 ) -> tuple[Float, MaybeFloat, MaybeFloat, MaybeFloat]: ...
-def group_norm(
-    function: str,
+def batch_renorm(
     x: Float,
-    num_groups: int | None,
-    gamma: MaybeFloat,
-    beta: MaybeFloat,
+    axis: int,
+    affine: GammaBeta,
+    running: Running,
+    training: bool,
     eps: float,
+    limits: tuple[float, float],  # r_max, d_max
     out: MaybeFloat,
     /,
 ) -> tuple[Float, Saved]: ...
+def batch_renorm_backward(
+    dy: Float, saved: Saved, out: MaybeFloat, /
+) -> tuple[Float, MaybeFloat, MaybeFloat, MaybeFloat]: ...
+def group_norm(
+    x: Float, num_groups: int, gamma: MaybeFloat, beta: MaybeFloat, eps: float, out: MaybeFloat, /
+) -> tuple[Float, Saved]: ...
 def group_norm_backward(
-    function: str, dy: Float, saved: Saved, out: MaybeFloat, /
+    dy: Float, saved: Saved, out: MaybeFloat, /
+) -> tuple[Float, MaybeFloat, MaybeFloat]: ...
+def instance_norm(
+    x: Float, gamma: MaybeFloat, beta: MaybeFloat, eps: float, out: MaybeFloat, /
+) -> tuple[Float, Saved]: ...
+def instance_norm_backward(
+    dy: Float, saved: Saved, out: MaybeFloat, /
 ) -> tuple[Float, MaybeFloat, MaybeFloat]: ...
 def layer_norm(
-    function: str,
     x: Float,
     shape: tuple[int, ...],
     gamma: MaybeFloat,
@@ -143,7 +151,13 @@ def layer_norm(
     /,
 ) -> tuple[Float, Saved]: ...
 def layer_norm_backward(
-    function: str, dy: Float, saved: Saved, out: MaybeFloat, /
+    dy: Float, saved: Saved, out: MaybeFloat, /
+) -> tuple[Float, MaybeFloat, MaybeFloat]: ...
+def rms_norm(
+    x: Float, shape: tuple[int, ...], gamma: MaybeFloat, eps: float, out: MaybeFloat, /
+) -> tuple[Float, Saved]: ...
+def rms_norm_backward(
+    dy: Float, saved: Saved, out: MaybeFloat, /
 ) -> tuple[Float, MaybeFloat, MaybeFloat]: ...
 def check_array(object: Any, where: str, /) -> None: ...
 def check_apart(

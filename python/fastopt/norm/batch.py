@@ -95,46 +95,17 @@ def batch_norm(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    return _batch_norm(
-        "batch_norm", x, gamma, beta, running_mean, running_var, training, momentum, eps, axis,
-        residual, activation, unbiased, out, None,
-    )  # fmt: skip
-
-
-def _batch_norm(
-    name: str,
-    x: Array,
-    gamma: MaybeArray,
-    beta: MaybeArray,
-    running_mean: MaybeArray,
-    running_var: MaybeArray,
-    training: bool,
-    momentum: float,
-    eps: float,
-    axis: int,
-    residual: MaybeArray,
-    activation: str | None,
-    unbiased: bool,
-    out: MaybeArray,
-    limits: tuple[float, float] | None,
-) -> tuple[Array, Saved]:
-    training = switch(f"{name}: training", training)
+    training = switch("batch_norm: training", training)
+    momentum = number("batch_norm: momentum", momentum, 0.0, 1.0)
     return _core.batch_norm(
-        name,
         x,
-        integer(f"{name}: axis", axis),
-        gamma,
-        beta,
-        running_mean,
-        running_var,
+        integer("batch_norm: axis", axis),
+        (gamma, beta),
+        (running_mean, running_var, momentum, switch("batch_norm: unbiased", unbiased)),
         training,
-        number(f"{name}: momentum", momentum, 0.0, 1.0),
-        number(f"{name}: eps", eps, 0.0, above=training),
-        residual,
-        _relu(name, activation),
-        switch(f"{name}: unbiased", unbiased),
+        number("batch_norm: eps", eps, 0.0, above=training),
+        (residual, _relu("batch_norm", activation)),
         out,
-        limits,
     )
 
 
@@ -183,7 +154,7 @@ def batch_norm_backward(
     >>> dbeta
     array([3.])
     """
-    *gradients, dresidual = _core.batch_norm_backward("batch_norm", dy, saved, out)
+    *gradients, dresidual = _core.batch_norm_backward(dy, saved, out)
     return tuple(gradients) if dresidual is None else (*gradients, dresidual)
 
 
@@ -254,12 +225,18 @@ def batch_renorm(
     array([[1.],
            [3.]])
     """
-    name = "batch_renorm"
-    limits = number(f"{name}: r_max", r_max, 1.0), number(f"{name}: d_max", d_max, 0.0)
-    return _batch_norm(
-        name, x, gamma, beta, running_mean, running_var, training, momentum, eps, axis,
-        None, None, unbiased, out, limits,
-    )  # fmt: skip
+    training = switch("batch_renorm: training", training)
+    momentum = number("batch_renorm: momentum", momentum, 0.0, 1.0)
+    return _core.batch_renorm(
+        x,
+        integer("batch_renorm: axis", axis),
+        (gamma, beta),
+        (running_mean, running_var, momentum, switch("batch_renorm: unbiased", unbiased)),
+        training,
+        number("batch_renorm: eps", eps, 0.0, above=training),
+        (number("batch_renorm: r_max", r_max, 1.0), number("batch_renorm: d_max", d_max, 0.0)),
+        out,
+    )
 
 
 def batch_renorm_backward(
@@ -303,5 +280,5 @@ def batch_renorm_backward(
     >>> dgamma  # r = 1, d = 2, xhat = 1
     array([3.])
     """
-    dx, dgamma, dbeta, _ = _core.batch_norm_backward("batch_renorm", dy, saved, out)
+    dx, dgamma, dbeta, _ = _core.batch_renorm_backward(dy, saved, out)
     return dx, dgamma, dbeta

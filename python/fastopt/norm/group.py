@@ -57,8 +57,7 @@ def group_norm(
     array([[-1.,  1., -1.,  1.]])
     """
     groups = integer("group_norm: num_groups", num_groups)
-    eps = number("group_norm: eps", eps, 0.0)
-    return _core.group_norm("group_norm", x, groups, gamma, beta, eps, out)
+    return _core.group_norm(x, groups, gamma, beta, number("group_norm: eps", eps, 0.0), out)
 
 
 def group_norm_backward(
@@ -103,7 +102,7 @@ def group_norm_backward(
     >>> dgamma  # dy xhat
     array([-1.,  2., -3.,  4.])
     """
-    return _core.group_norm_backward("group_norm", dy, saved, out)
+    return _core.group_norm_backward(dy, saved, out)
 
 
 def instance_norm(
@@ -154,8 +153,7 @@ def instance_norm(
     array([[[-1.,  1.],
             [-1.,  1.]]])
     """
-    eps = number("instance_norm: eps", eps, 0.0)
-    return _core.group_norm("instance_norm", x, None, gamma, beta, eps, out)
+    return _core.instance_norm(x, gamma, beta, number("instance_norm: eps", eps, 0.0), out)
 
 
 def instance_norm_backward(
@@ -201,4 +199,4 @@ def instance_norm_backward(
     >>> dgamma  # sums of dy xhat
     array([1., 2.])
     """
-    return _core.group_norm_backward("instance_norm", dy, saved, out)
+    return _core.instance_norm_backward(dy, saved, out)

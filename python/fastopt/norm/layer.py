@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -61,23 +60,14 @@ def layer_norm(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    return _layer_norm("layer_norm", x, normalized_shape, gamma, beta, eps, out)
+    shape = _shape("layer_norm: normalized_shape", normalized_shape)
+    return _core.layer_norm(x, shape, gamma, beta, number("layer_norm: eps", eps, 0.0), out)
 
 
-def _layer_norm(
-    name: str,
-    x: Array,
-    normalized_shape: int | Sequence[int],
-    gamma: MaybeArray,
-    beta: MaybeArray,
-    eps: float,
-    out: MaybeArray,
-) -> tuple[Array, Saved]:
-    several = not isinstance(normalized_shape, int) and isinstance(normalized_shape, Sequence)
-    sizes: Any = normalized_shape if several else (normalized_shape,)
-    shape = tuple([integer(f"{name}: normalized_shape", size) for size in sizes])
-    eps = number(f"{name}: eps", eps, 0.0)
-    return _core.layer_norm(name, x, shape, gamma, beta, eps, out)
+def _shape(where: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(normalized_shape, int) or not isinstance(normalized_shape, Sequence):
+        return (integer(where, normalized_shape),)
+    return tuple(integer(where, size) for size in normalized_shape)
 
 
 def layer_norm_backward(
@@ -122,7 +112,7 @@ def layer_norm_backward(
     >>> dgamma  # sums of dy xhat
     array([-4.,  7.])
     """
-    return _core.layer_norm_backward("layer_norm", dy, saved, out)
+    return _core.layer_norm_backward(dy, saved, out)
 
 
 def rms_norm(
@@ -176,7 +166,8 @@ def rms_norm(
     if eps is None:
         single = isinstance(x, np.ndarray) and x.dtype == np.float32
         eps = float(np.finfo(np.float32 if single else np.float64).eps)
-    return _layer_norm("rms_norm", x, normalized_shape, gamma, None, eps, out)
+    shape = _shape("rms_norm: normalized_shape", normalized_shape)
+    return _core.rms_norm(x, shape, gamma, number("rms_norm: eps", eps, 0.0), out)
 
 
 def rms_norm_backward(
@@ -221,5 +212,5 @@ def rms_norm_backward(
     >>> dgamma  # sums of dy xhat
     array([4., 3.])
     """
-    dx, dgamma, _ = _core.layer_norm_backward("rms_norm", dy, saved, out)
+    dx, dgamma, _ = _core.rms_norm_backward(dy, saved, out)
     return dx, dgamma
