@@ -122,6 +122,61 @@ class _Difference(NamedTuple):
     rounding: float  # u |L|
 
 
+class _Loss:
+    """The loss around a point, whose entries are moved one at a time."""
+
+    def __init__(
+        self, fn: Callable[[Any], Any], point: Vector, params: Tree, grads: Tree | None
+    ) -> None:
+        self._fn, self._point, self._params, self._grads = fn, point, params, grads
+        self.here, self.analytic = self.evaluate()
+
+    def evaluate(self) -> tuple[float, Any]:
+        """Return the loss and the gradients that are to be checked."""
+        result = evaluate("fn", self._fn, self._point, self._params)
+        alone = self._grads is not None
+        if (isinstance(result, tuple) and len(result) == 2) == alone:
+            expected = "the loss alone" if alone else "(loss, grads), as no grads are given"
+            raise TypeError(f"fn returned {_checks.shown(result)}, expected {expected}")
+        loss, analytic = (result, self._grads) if alone else result
+        return _scalar(loss), analytic
+
+    def difference(self, x: Vector, index: tuple[int, ...], relative: float) -> _Difference:
+        center = float(x[index])
+        step = relative * max(1.0, abs(center))
+        x[index] = above = center + step
+        loss_above, _ = self.evaluate()
+        x[index] = below = center - step
+        loss_below, _ = self.evaluate()
+        x[index] = center
+        h = (above - below) / 2  # as it was rounded
+        return _Difference(
+            h,
+            (loss_above - loss_below) / (2 * h),
+            abs(loss_above - 2 * self.here + loss_below) / (2 * h),
+            _UNIT * max(abs(loss_above), abs(loss_below)),
+        )
+
+    def second_look(
+        self, x: Vector, index: tuple[int, ...], eps: float
+    ) -> tuple[float, float, float]:
+        """Return the extrapolated difference with the smallest r, its c and its r."""
+        steps = [factor * eps for factor in _FACTORS if factor * eps >= _UNIT]
+        differences = [self.difference(x, index, step) for step in steps]
+        slopes = [near.slope + (near.slope - far.slope) / 15 for near, far in pairwise(differences)]
+        errors = [
+            d.h * abs(near - far)
+            for d, (near, far) in zip(differences, pairwise(slopes), strict=False)
+        ]
+        looks = []
+        for i, (d, slope, error) in enumerate(zip(differences, slopes, errors, strict=False)):
+            noise = max([error, *filter(math.isfinite, errors[: i + 2])])  # nan where the error is
+            looks.append((slope, d.bend, (2 * noise + d.rounding) / d.h))
+        # Where the loss has not moved, the step is below what it can show.
+        moved = [look for look, d in zip(looks, differences, strict=False) if d.slope != 0]
+        return min(moved or looks, key=lambda look: look[2] if math.isfinite(look[2]) else math.inf)
+
+
 def check_gradient(
     fn: Callable[[Any], Any],
     params: Tree,
@@ -231,71 +286,20 @@ def check_gradient(
         samples = _checks.integer("check_gradient: samples", samples, 1)
     point = flatten(params)
 
-    def loss_and_gradients() -> tuple[float, Any]:
-        result = evaluate("fn", fn, point, params)
-        if (isinstance(result, tuple) and len(result) == 2) != (grads is None):
-            expected = "(loss, grads), as no grads are given" if grads is None else "the loss alone"
-            raise TypeError(f"fn returned {_checks.shown(result)}, expected {expected}")
-        loss, analytic = result if grads is None else (result, grads)
-        return _scalar(loss), analytic
-
-    # `fn` may reuse its gradient buffers, so these are copied before it is called again.
-    here, gradient = loss_and_gradients()
-    gradient = flatten_like(gradient, params)
-    again, _ = loss_and_gradients()
-    if abs(here - again) > 1e-10 * abs(here):  # a sum by threads may be rounded in another order
+    loss = _Loss(fn, point, params, grads)
+    gradient = flatten_like(loss.analytic, params)  # a copy: `fn` may reuse its buffers
+    again, _ = loss.evaluate()
+    if abs(loss.here - again) > 1e-10 * abs(loss.here):  # threads may sum in another order
         raise ValueError(
-            f"fn returned the losses {here!r} and {again!r} at the same parameters: if it draws "
-            "random numbers (dropout), let it make its generator from a seed at every call"
+            f"fn returned the losses {loss.here!r} and {again!r} at the same parameters: if it "
+            "draws random numbers (dropout), let it make its generator from a seed at every call"
         )
 
-    def difference(x: Vector, index: tuple[int, ...], relative: float) -> _Difference:
-        center = float(x[index])
-        step = relative * max(1.0, abs(center))
-        x[index] = above = center + step
-        loss_above, _ = loss_and_gradients()
-        x[index] = below = center - step
-        loss_below, _ = loss_and_gradients()
-        x[index] = center
-        h = (above - below) / 2  # as it was rounded
-        return _Difference(
-            h,
-            (loss_above - loss_below) / (2 * h),
-            abs(loss_above - 2 * here + loss_below) / (2 * h),
-            _UNIT * max(abs(loss_above), abs(loss_below)),
-        )
-
-    def second_look(x: Vector, index: tuple[int, ...]) -> tuple[float, float, float]:
-        """Return the extrapolated difference with the smallest r, its c and its r."""
-        steps = [factor * eps for factor in _FACTORS if factor * eps >= _UNIT]
-        differences = [difference(x, index, step) for step in steps]
-        slopes = [near.slope + (near.slope - far.slope) / 15 for near, far in pairwise(differences)]
-        errors = [
-            d.h * abs(near - far)
-            for d, (near, far) in zip(differences, pairwise(slopes), strict=False)
-        ]
-        looks = []
-        for i, (d, slope, error) in enumerate(zip(differences, slopes, errors, strict=False)):
-            noise = max([error, *filter(math.isfinite, errors[: i + 2])])  # nan where the error is
-            looks.append((slope, d.bend, (2 * noise + d.rounding) / d.h))
-        # Where the loss has not moved, the step is below what it can show.
-        moved = [look for look, d in zip(looks, differences, strict=False) if d.slope != 0]
-        return min(moved or looks, key=lambda look: look[2] if math.isfinite(look[2]) else math.inf)
-
-    rng = np.random.default_rng(0)
     views = named_arrays(unflatten(point, params))
-    places = [
-        (name, tuple(map(int, np.unravel_index(entry, x.shape))))
-        for name, x in views.items()
-        for entry in (
-            range(x.size)
-            if samples is None or samples >= x.size
-            else np.sort(rng.choice(x.size, samples, replace=False))
-        )
-    ]
+    places = _drawn_places(views, samples)
     gradients = named_arrays(unflatten(gradient, params))
     analytic = np.array([gradients[name][index] for name, index in places])
-    first = [difference(views[name], index, eps) for name, index in places]
+    first = [loss.difference(views[name], index, eps) for name, index in places]
     numeric, first_bend = (np.array([d.slope for d in first]), np.array([d.bend for d in first]))
     bend = first_bend.copy()
     resolution = np.zeros_like(numeric)
@@ -309,7 +313,7 @@ def check_gradient(
         if norm(excess()) <= THRESHOLD or confirmed >= max(THRESHOLD, excess()[place]):
             break
         name, index = places[place]
-        look = second_look(views[name], index)
+        look = loss.second_look(views[name], index, eps)
         if math.isfinite(look[2]):
             numeric[place], bend[place], resolution[place] = look
 
@@ -327,6 +331,22 @@ def check_gradient(
         resolution=unseen,
         resolved=not agree or unseen <= RESOLUTION,
     )
+
+
+def _drawn_places(
+    views: dict[str, Vector], samples: int | None
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the name and the index of each entry that is checked."""
+    rng = np.random.default_rng(0)
+    return [
+        (name, tuple(map(int, np.unravel_index(entry, x.shape))))
+        for name, x in views.items()
+        for entry in (
+            range(x.size)
+            if samples is None or samples >= x.size
+            else np.sort(rng.choice(x.size, samples, replace=False))
+        )
+    ]
 
 
 def _scalar(loss: Any) -> float:

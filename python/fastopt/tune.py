@@ -426,8 +426,30 @@ def random_search(
         study = optuna.create_study(direction=direction, storage=storage)
     finally:
         optuna.logging.set_verbosity(verbosity)
-    states = optuna.trial.TrialState
     distributions = {name: dimension.distribution() for name, dimension in space.items()}
+    rng = np.random.default_rng(seed)
+    for level in range(refine + 1):
+        for _ in range(n_trials):
+            point = {name: dimension.draw(rng) for name, dimension in space.items()}
+            study.enqueue_trial(point, user_attrs={"round": level})
+        _run_trials(study, objective, distributions, n_trials, n_jobs)
+        best = _best_params(study, max(2, math.ceil(n_trials / 4)))
+        if len(best) > 1:
+            space = {
+                name: dimension.zoom([params[name] for params in best])
+                for name, dimension in space.items()
+            }
+    return study
+
+
+def _run_trials(
+    study: optuna.Study,
+    objective: Callable[[dict[str, Any]], float],
+    distributions: dict[str, BaseDistribution],
+    n_trials: int,
+    n_jobs: int,
+) -> None:
+    from optuna.trial import TrialState
 
     asking = Lock()  # two threads that ask a database at once may get the same trial
 
@@ -437,32 +459,27 @@ def random_search(
         try:
             value = _checks.scalar("objective's result", context.run(objective, trial.params))
         except BaseException:
-            study.tell(trial, state=states.FAIL)
+            study.tell(trial, state=TrialState.FAIL)
             raise
         if math.isnan(value):
-            study.tell(trial, state=states.FAIL)
+            study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, value)
 
-    rng = np.random.default_rng(seed)
-    for level in range(refine + 1):
-        for _ in range(n_trials):
-            point = {name: dimension.draw(rng) for name, dimension in space.items()}
-            study.enqueue_trial(point, user_attrs={"round": level})
-        contexts = [copy_context() for _ in range(n_trials)]
-        if n_jobs == 1:
-            for context in contexts:
-                run(context)
-        else:
-            with ThreadPoolExecutor(n_jobs) as pool:
-                for _ in pool.map(run, contexts):  # raises what a trial raised
-                    pass
-        completed = [(t.value, t.params) for t in study.trials if t.state == states.COMPLETE]
-        completed.sort(key=itemgetter(0), reverse=direction == "maximize")
-        best = [params for _, params in completed[: max(2, math.ceil(n_trials / 4))]]
-        if len(best) > 1:
-            space = {
-                name: dimension.zoom([params[name] for params in best])
-                for name, dimension in space.items()
-            }
-    return study
+    contexts = [copy_context() for _ in range(n_trials)]
+    if n_jobs == 1:
+        for context in contexts:
+            run(context)
+    else:
+        with ThreadPoolExecutor(n_jobs) as pool:
+            for _ in pool.map(run, contexts):  # raises what a trial raised
+                pass
+
+
+def _best_params(study: optuna.Study, count: int) -> list[dict[str, Any]]:
+    from optuna.study import StudyDirection
+    from optuna.trial import TrialState
+
+    completed = [(t.value, t.params) for t in study.trials if t.state == TrialState.COMPLETE]
+    completed.sort(key=itemgetter(0), reverse=study.direction == StudyDirection.MAXIMIZE)
+    return [params for _, params in completed[:count]]
