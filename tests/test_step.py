@@ -431,6 +431,23 @@ def test_state_is_live() -> None:
     assert opt.state["param"]["step"] == 2
 
 
+@pytest.mark.parametrize("count", [-1, -(2**63), 2**62 + 1, 2**63 - 1])
+def test_a_count_that_cannot_be_is_an_error(count: int) -> None:
+    params = {"W": np.ones(2), "b": np.ones(3)}
+    grads = {"W": np.ones(2), "b": np.ones(3)}
+    opt = Adam(params)
+    opt.step(grads)
+    before = [p.tobytes() for p in params.values()]
+    opt.state["b"]["step"][...] = count
+    message = rf"Adam.step: state\['b'\]\['step'\] is {count}, expected a number from 0 to 2\*\*62"
+    with pytest.raises(ValueError, match=message):
+        opt.step(grads)
+    assert [p.tobytes() for p in params.values()] == before
+    assert opt.state["W"]["step"] == opt.steps == 1
+    opt.state["b"]["step"][...] = 1
+    opt.step(grads)
+
+
 def test_state_cannot_be_replaced() -> None:
     state: Any = SGD(np.zeros(2), momentum=0.5).state
     with pytest.raises(TypeError):

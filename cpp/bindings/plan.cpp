@@ -35,6 +35,8 @@ std::atomic<unsigned> process = 1;
 // Giving up the GIL and taking it back costs about as much as a step over this many elements.
 constexpr index_t release_gil_from_elements = 1 << 12;
 
+constexpr std::int64_t most_steps = std::int64_t(1) << 62;  // of an array
+
 // Deeper trees are taken for one that contains itself.
 constexpr int max_depth = 100;
 
@@ -524,7 +526,12 @@ std::optional<double> Plan::step(const Settings& settings, py::handle params, py
   const Batch* last = nullptr;
   for (const size_t index : stepped_) {
     Leaf& leaf = leaves_[index];
-    const std::int64_t t = counts[index] + 1;
+    const std::int64_t done = counts[index];
+    if (done < 0 || done > most_steps) {  // the user may write it
+      fail<py::value_error>(caller_, ": state['", leaf.name, "']['step'] is ", done,
+                            ", expected a number from 0 to 2**62");
+    }
+    const std::int64_t t = done + 1;
     // A state of an array that has made steps without it, but was written to, is one to go on from.
     if (t > 1 && !started[index]) {
       started[index] = std::ranges::any_of(
