@@ -218,6 +218,7 @@ PARAMS: list[tuple[Any, type[Exception], str]] = [
     ),
     ({"W": as_strided(np.zeros(1), (2,), (0,))}, ValueError, r"params\['W'\] has elements"),
     ({"W": as_strided(np.zeros(9), (4, 4), (8, 16))}, ValueError, r"params\['W'\] has elements"),
+    ({"W": as_strided(np.zeros(5), (3, 2), (8, 16))}, ValueError, r"params\['W'\] has elements"),
     ({"a": X, "b": X}, ValueError, r"params\['.'\] shares memory with SGD: params\['.'\]"),
     ({"a": X[:6], "b": X[5:]}, ValueError, r"params\['b'\] shares memory with .*\['a'\]"),
     ({"a": X[::2], "b": X[2:3]}, ValueError, "shares memory"),

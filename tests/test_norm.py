@@ -443,12 +443,21 @@ def test_a_start_elsewhere_does_not_spoil_the_statistics(shape: Any, outlying: f
     assert np.abs(saved.statistics[1] / wide.var(axes) - 1).max() <= 1e-6
 
 
-def test_later_blocks_are_centered_anew() -> None:
+@pytest.mark.parametrize(
+    ("shape", "chunk"),
+    [((1, 2, 1 << 16), 1 << 16), ((512, 2, 128), 1 << 16), ((1 << 18, 2), 1 << 12)],
+    ids=str,
+)
+def test_later_blocks_are_centered_anew(shape: Any, chunk: int) -> None:
     """Around the first one's mean, each square of the others would be rounded the same way."""
-    x = np.full((1, 2, 1 << 20), 10007, F32)
-    x[:, :, :1024] = 0
-    for _, saved in (fastopt.batch_norm(x, training=True), fastopt.layer_norm(x, 1 << 20)):
-        assert saved.statistics[1] == pytest.approx(x[0].astype(F64).var(1), rel=1e-6)
+    rows = np.full((2, shape[0] * math.prod(shape[2:])), 10007.854, F32)
+    rows.reshape(2, -1, chunk)[:, :, : chunk // 64] = 0  # a first block: a chunk is summed anew
+    x = np.moveaxis(rows.reshape(2, shape[0], *shape[2:]), 0, 1).copy()
+    for _, saved in (
+        fastopt.batch_norm(x, training=True),
+        fastopt.layer_norm(rows, rows.shape[1]),
+    ):
+        assert saved.statistics[1] == pytest.approx(rows.astype(F64).var(1), rel=5e-7)
 
 
 @pytest.mark.parametrize("shape", [(64, 6), (8, 6, 9), (8, 6, 40), (3, 4, 1100)], ids=str)
@@ -657,6 +666,21 @@ def test_constant_rows_of_any_size(value: float) -> None:
         assert saved.statistics[0] == pytest.approx(np.full(saved.statistics.shape[1], F32(value)))
     y, _ = fastopt.rms_norm(x, 40, eps=0.0)
     np.testing.assert_allclose(y, np.sign(value), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "eps"), [(2.0**80, 2.0**-132), (2.0**127, 2.0**-220), (1.0, 2.0**-260)], ids=str
+)
+def test_constant_rows_with_a_tiny_eps(value: float, eps: float) -> None:
+    """1 / sqrt(eps) and x both need room: what is left is 0 times the one, no NaN."""
+    x = np.full((7, 40), value, F32)
+    beta = np.ones(40, F32)
+    for y, _ in (
+        fastopt.layer_norm(x, 40, beta=beta, eps=eps),
+        fastopt.batch_norm(x, beta=beta, training=True, eps=eps),
+        fastopt.group_norm(x, 1, beta=beta, eps=eps),
+    ):
+        assert (y == 1).all()
 
 
 @pytest.mark.parametrize("shape", [(64, 6), (5000, 300), (8, 6, 40), (3, 6, 7)], ids=str)

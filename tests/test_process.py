@@ -10,6 +10,7 @@ import itertools
 import mmap
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,31 @@ def test_the_runtime_is_our_own() -> None:
         pytest.skip("there is no other")
     result = run(dismiss_the_other_runtime, LD_PRELOAD="libgomp.so.1")
     assert (result.stdout, result.stderr) == ("1 0\n", "")
+
+
+@pytest.mark.skipif(not _core.openmp, reason="built without OpenMP")
+def test_without_its_own_runtime_every_call_is_serial(tmp_path: Path) -> None:
+    """Another copy's functions, which everybody sees, are not taken instead."""
+    ignored = shutil.ignore_patterns("libfogomp.so", "__pycache__")
+    package = shutil.copytree(Path(fastopt.__file__).parent, tmp_path / "fastopt", ignore=ignored)
+    shutil.copy(_core.__file__, package)
+    code = """if True:
+        import ctypes, sys
+        import numpy as np
+        ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if isinstance(finder, type)]
+        sys.path.insert(0, sys.argv[2])
+        import fastopt
+        fastopt.set_config(num_threads=2)
+        w = np.ones(1_000_000)
+        fastopt.SGD(w, lr=0.5).step(w.copy())
+        print(fastopt.__file__, fastopt._core.openmp, set(w.tolist()))"""
+    runtime = str(Path(_core.__file__).with_name("libfogomp.so"))
+    result = subprocess.run(
+        [sys.executable, "-c", code, runtime, tmp_path], capture_output=True, text=True
+    )
+    assert result.stderr == ""
+    assert result.stdout == f"{package / '__init__.py'} False {{0.5}}\n"
 
 
 class Guarded:

@@ -50,6 +50,10 @@ def test_every_optimizer_has_the_bits_of_its_reference() -> None:
                     assert p.tobytes() == q.tobytes(), (name, dtype, isa, p.size)
 
 
+def test_a_star_imports_every_optimizer() -> None:
+    assert {"Optimizer", *Optimizer.registry} <= set(fastopt.__all__)
+
+
 def test_norms_are_equal_on_every_isa() -> None:
     g = normal(20_000, np.float32, 0)
     norms = set()
