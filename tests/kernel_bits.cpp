@@ -66,9 +66,9 @@ int count_words(std::string_view text) {
 }
 
 template <class T>
-void updates(Dtype dtype) {
-  for (int row = 0; row < settings.table->update_count; ++row) {
-    const Update& rule = settings.table->updates[row];
+void rules(Dtype dtype) {
+  for (int row = 0; row < settings.table->rule_count; ++row) {
+    const Rule& rule = settings.table->rules[row];
     if (rule.dtype != dtype) continue;
     Hash hash(rule.name, dtype);
     std::vector<double> coefficients;
@@ -76,14 +76,12 @@ void updates(Dtype dtype) {
     for (const index_t n : {1, 7, 33, 130, 1025, 5000}) {
       std::vector<std::vector<T>> streams{numbers<T>(n, 1), numbers<T>(n, 2)};
       for (int i = 0; i < count_words(rule.state); ++i) streams.push_back(positive<T>(n, 3));
-      std::vector<void*> pointers;
-      for (auto& stream : streams) pointers.push_back(stream.data());
-      const Task task{&rule,   coefficients.data(),  pointers.data(),
-                      nullptr, int(pointers.size()), n};
-      for (int t = 0; t < 3; ++t) update(settings, {task}, {}, false);
+      ArrayStep step{&rule, coefficients.data(), nullptr, n, int(streams.size()), {}};
+      std::transform(streams.begin(), streams.end(), step.streams, [](auto& s) { return s.data(); });
+      for (int t = 0; t < 3; ++t) apply(settings, {step}, {}, false);
       for (const auto& stream : streams) hash(stream);
-      const GradientScale scale = scale_gradients(settings, {task}, 1, std::nullopt, true);
-      hash(std::vector<double>{scale.norm});
+      const GradientNorm measured = measure(settings, {step});
+      hash(std::vector<double>{scale_of(settings, {step}, measured, 1, std::nullopt).norm});
     }
   }
 }
@@ -196,8 +194,8 @@ void losses(Dtype dtype) {
 }  // namespace
 
 int main() {
-  updates<float>(Dtype::float32);
-  updates<double>(Dtype::float64);
+  rules<float>(Dtype::float32);
+  rules<double>(Dtype::float64);
   norms<float>(Dtype::float32);
   norms<double>(Dtype::float64);
   losses<float>(Dtype::float32);

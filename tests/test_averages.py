@@ -46,7 +46,7 @@ def test_the_average_is_the_reference_bit_for_bit(
     for t in range(1, 8):
         walk(params, rng)
         ema.update()
-        assert ema._plan.isa == isa
+        assert ema._bound.isa == isa
         expected = [
             reference.ema(average, array, t=t, decay=decay, bias_correction=bias_correction)
             for average, array in zip(expected, arrays_of(params), strict=True)

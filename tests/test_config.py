@@ -232,8 +232,8 @@ VECTOR_BYTES = {"avx512": 64, "avx2": 32, "baseline": 16, "neon": 16}
 def test_a_forced_isa_runs(isa: str) -> None:
     opt = SGD(np.ones(3))
     opt.step(np.ones(3))
-    assert opt._plan is not None
-    assert opt._plan.isa == isa
+    assert opt._bound is not None
+    assert opt._bound.isa == isa
     assert _core.current_settings().vector_bytes == VECTOR_BYTES[isa]
 
 

@@ -75,7 +75,7 @@ def test_bits_of_the_reference(
     with fastopt.config_context(num_threads=threads):
         for g in gradients(n, dtype):
             opt.step([g[part] for part in slices])
-    assert opt._plan.isa == isa
+    assert opt._bound.isa == isa
 
     expected = trajectory(case, n, dtype)
     assert p[gap].tobytes() == before[gap].tobytes()

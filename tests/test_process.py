@@ -238,7 +238,7 @@ def step_between_guards() -> None:
                     for at_end in (False, True):
                         g, p, *state = (s.array(n, dtype, at_end) for s in streams)
                         opt = case.optimizer(p)
-                        opt._plan.bind(0, rule, state[: len(opt.state["param"]) - 1])
+                        opt._bound.bind(0, rule, state[: len(opt.state["param"]) - 1])
                         with fastopt.config_context(isa=isa):
                             opt.step(g, max_norm=1.0)
     print("all done")

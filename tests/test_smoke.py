@@ -44,8 +44,8 @@ def test_every_optimizer_has_the_bits_of_its_reference() -> None:
                 with fastopt.config_context(isa=isa, num_threads=2, denormals="preserve"):
                     for t in range(1, 4):
                         opt.step([normal(n, dtype, t) for n in SIZES])
-                assert opt._plan is not None
-                assert opt._plan.isa == isa
+                assert opt._bound is not None
+                assert opt._bound.isa == isa
                 for p, q in zip(params, expected, strict=True):
                     assert p.tobytes() == q.tobytes(), (name, dtype, isa, p.size)
 

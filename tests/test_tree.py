@@ -96,12 +96,12 @@ def test_both_walkers_take_the_same_trees() -> None:
         *({"W": a}.values(), Layer(a), None, {"W": "text"}, {"W": 1.0}, {"W": memoryview(b"x")}),
     ]
     for tree in good:
-        assert list(_tree.named_arrays(tree)) == _core.Plan("", tree, False).names
+        assert list(_tree.named_arrays(tree)) == _core.BoundOptimizer("", tree, False).names
     for tree in bad:
         with pytest.raises((TypeError, ValueError)) as ours:
             _tree.named_arrays(tree)
         with pytest.raises(type(ours.value)):
-            _core.Plan("", tree, False)
+            _core.BoundOptimizer("", tree, False)
 
 
 @given(trees)

@@ -7,14 +7,15 @@
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
+#include <memory>
 #include <new>
 #include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/layout.h"
 #include "core/memory.h"
-#include "kernels/table.h"
 
 namespace fastopt {
 
@@ -71,6 +72,19 @@ inline bool is_plain(py::handle object) {
          (array->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_);
 }
 
+inline bool is_array(py::handle object) {
+  return py::isinstance<py::array>(object);
+}
+
+// Arithmetic on an array without axes makes NumPy scalars: a read-only array instead of one.
+inline py::object without_scalar(const py::object& object) {
+  const py::module_ numpy = py::module_::import("numpy");
+  if (!py::isinstance(object, numpy.attr("generic"))) return object;
+  py::object array = numpy.attr("asarray")(object);
+  array.attr("flags").attr("writeable") = false;  // the scalar would not change
+  return array;
+}
+
 // An array of any dtype. One of a subclass (numpy.memmap, numpy.matrix) is taken for what its
 // memory holds; that is wrong for those that bring an arithmetic of their own, as masked arrays and
 // quantities with units do.
@@ -120,6 +134,12 @@ inline Dtype dtype_of(const py::array& array) {
   return array.itemsize() == 4 ? Dtype::float32 : Dtype::float64;
 }
 
+// Valid as long as the array is there and has its shape.
+inline View view_of(const py::array& array) {
+  char* const data = static_cast<char*>(const_cast<void*>(array.data()));
+  return {data, dtype_of(array), array.writeable(), array.ndim(), array.shape(), array.strides()};
+}
+
 // A new C-ordered array, not initialised.
 inline py::array new_output(const Shape& shape, Dtype dtype) {
   const py::dtype type = dtype == Dtype::float32 ? py::dtype::of<float>() : py::dtype::of<double>();
@@ -146,50 +166,7 @@ inline py::array new_output(const Shape& shape, Dtype dtype) {
   return py::array(type, shape, data, py::reinterpret_steal<py::object>(owner));
 }
 
-// The addresses of the first byte and past the last one.
-struct Extent {
-  const char* begin;
-  const char* end;
-
-  explicit Extent(const py::array& array) {
-    begin = end = static_cast<const char*>(array.data());
-    if (array.size() == 0) return;
-    end += array.itemsize();
-    for (index_t axis = 0; axis < array.ndim(); ++axis) {
-      const index_t reach = (array.shape(axis) - 1) * array.strides(axis);
-      (reach < 0 ? begin : end) += reach;
-    }
-  }
-};
-
-// True if two elements may lie at one address: the axes must nest, as those of every slice do.
-inline bool overlaps_itself(const py::array& array) {
-  std::vector<std::pair<index_t, index_t>> axes;  // |stride|, extent
-  for (index_t axis = 0; axis < array.ndim(); ++axis) {
-    if (array.shape(axis) == 0) return false;
-    if (array.shape(axis) > 1) axes.emplace_back(std::abs(array.strides(axis)), array.shape(axis));
-  }
-  std::sort(axes.begin(), axes.end());
-  index_t bytes = array.itemsize();
-  for (const auto& [stride, extent] : axes) {
-    if (stride < bytes) return true;
-    bytes += stride * (extent - 1);
-  }
-  return false;
-}
-
-// What arrays that are alike have in common.
-struct Form {
-  const index_t* shape;
-  index_t ndim;
-  Dtype dtype;
-
-  Form(const index_t* extents, index_t axes, Dtype type)
-      : shape(extents), ndim(axes), dtype(type) {}
-  Form(const py::array& array) : Form(array.shape(), array.ndim(), dtype_of(array)) {}
-};
-
-inline void check_like(const py::array& array, const Form& model, const std::string& where,
+inline void check_like(const py::array& array, const View& model, const std::string& where,
                        const char* relation) {
   if (array.ndim() != model.ndim ||
       !std::equal(model.shape, model.shape + model.ndim, array.shape())) {
@@ -203,18 +180,22 @@ inline void check_like(const py::array& array, const Form& model, const std::str
                          model.dtype == Dtype::float32 ? "float32" : "float64");
   }
 }
+inline void check_like(const py::array& array, const py::array& model, const std::string& where,
+                       const char* relation) {
+  check_like(array, view_of(model), where, relation);
+}
 
 // True if an element of one is an element of the other; slices of one array may interleave.
-inline bool share_memory(const py::array& a, const py::array& b) {
-  if (a.size() == 0 || b.size() == 0) return false;
+inline bool share_memory(const View& a, const View& b) {
   const Extent p(a), q(b);
-  if (p.begin >= q.end || q.begin >= p.end) return false;
-  constexpr int dense = py::array::c_style | py::array::f_style;
-  if ((a.flags() & dense) && (b.flags() & dense)) return true;
+  if (p.begin == p.end || q.begin == q.end || p.begin >= q.end || q.begin >= p.end) return false;
+  if (is_packed(a) && is_packed(b)) return true;
   // Of plain arrays: a subclass could take the call over.
-  const auto plain = [](const py::array& array) {
-    return py::array(array.dtype(), {array.shape(), array.shape() + array.ndim()},
-                     {array.strides(), array.strides() + array.ndim()}, array.data(), array);
+  const auto plain = [](const View& view) {
+    const py::dtype dtype =
+        view.dtype == Dtype::float32 ? py::dtype::of<float>() : py::dtype::of<double>();
+    return py::array(dtype, Shape(view.shape, view.shape + view.ndim),
+                     Shape(view.strides, view.strides + view.ndim), view.data, py::none());
   };
   return py::module_::import("numpy").attr("shares_memory")(plain(a), plain(b)).cast<bool>();
 }
@@ -239,7 +220,7 @@ class Overlaps {
   void check(const std::string& caller) const {
     for (const Argument& output : arguments_) {
       if (output.use != written) continue;
-      if (overlaps_itself(output.array)) {
+      if (overlaps_itself(view_of(output.array))) {
         fail<py::value_error>(caller, ": ", output.name,
                               " has elements that share memory (strides ",
                               text(output.array.attr("strides")), ")");
@@ -248,7 +229,7 @@ class Overlaps {
         if (&other == &output || (other.use == read_first && same(output.array, other.array))) {
           continue;
         }
-        if (share_memory(output.array, other.array)) {
+        if (share_memory(view_of(output.array), view_of(other.array))) {
           fail<py::value_error>(caller, ": ", output.name, " overlaps ", other.name, " in memory");
         }
       }
@@ -281,11 +262,14 @@ class Seen {
   explicit Seen(const py::array& array)
       : type_(py::type::of(array)),
         descriptor_(array.dtype()),
+        data_(array.data()),
         flags_(array.flags() & relevant_flags),
-        dtype_(dtype_of(array)),
-        data_(array.data()) {
-    geometry_.assign(array.shape(), array.shape() + array.ndim());
-    geometry_.insert(geometry_.end(), array.strides(), array.strides() + array.ndim());
+        ndim_(array.ndim()),
+        dtype_(dtype_of(array)) {
+    if (ndim_ > near_axes) far_ = std::make_unique<index_t[]>(2 * size_t(ndim_));
+    index_t* const geometry = far_ ? far_.get() : near_;
+    std::copy_n(array.shape(), ndim_, geometry);
+    std::copy_n(array.strides(), ndim_, geometry + ndim_);
   }
 
   explicit operator bool() const { return bool(descriptor_); }
@@ -295,12 +279,12 @@ class Seen {
     if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != type_.ptr()) return false;
     const auto* array = py::detail::array_proxy(object.ptr());
     if (array->descr != descriptor_.ptr() || (array->flags & relevant_flags) != flags_ ||
-        2 * size_t(array->nd) != geometry_.size()) {
+        array->nd != ndim_) {
       return false;
     }
-    const index_t* known = geometry_.data();
-    for (int axis = 0; axis < array->nd; ++axis, ++known) {
-      if (array->dimensions[axis] != known[0] || array->strides[axis] != known[array->nd]) {
+    const index_t* const known = geometry();
+    for (index_t axis = 0; axis < ndim_; ++axis) {
+      if (array->dimensions[axis] != known[axis] || array->strides[axis] != known[ndim_ + axis]) {
         return false;
       }
     }
@@ -318,17 +302,27 @@ class Seen {
     return before != data_;
   }
 
-  Form form() const { return {geometry_.data(), index_t(geometry_.size() / 2), dtype_}; }
+  void* data() const { return const_cast<void*>(data_); }
+
+  View view() const {
+    const bool writable = flags_ & py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+    return {static_cast<char*>(data()), dtype_, writable, ndim_, geometry(), geometry() + ndim_};
+  }
 
  private:
   static constexpr int relevant_flags =
       py::detail::npy_api::NPY_ARRAY_ALIGNED_ | py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  static constexpr index_t near_axes = 4;
+
+  const index_t* geometry() const { return far_ ? far_.get() : near_; }
 
   py::object type_, descriptor_;
-  int flags_ = 0;
-  Dtype dtype_ = Dtype::float32;
   const void* data_ = nullptr;
-  std::vector<index_t> geometry_;  // shape, then strides
+  int flags_ = 0;
+  index_t ndim_ = 0;
+  Dtype dtype_ = Dtype::float32;
+  index_t near_[2 * near_axes];  // shape, then strides
+  std::unique_ptr<index_t[]> far_;
 };
 
 }  // namespace fastopt

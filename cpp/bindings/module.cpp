@@ -4,7 +4,7 @@
 #include "config.h"
 #include "core/dispatch.h"
 #include "core/parallel.h"
-#include "plan.h"
+#include "optimizer.h"
 
 namespace fastopt {
 
@@ -33,10 +33,10 @@ std::vector<std::string> isa_names(bool supported_only) {
 py::dict rules() {
   py::dict result;
   const Table& table = *built_tables().front();
-  for (int row = 0; row < table.update_count; ++row) {
-    const Update& update = table.updates[row];
-    result[update.name] = py::make_tuple(py::str(update.state).attr("split")(),
-                                         py::str(update.coefficients).attr("split")());
+  for (int row = 0; row < table.rule_count; ++row) {
+    const Rule& rule = table.rules[row];
+    result[rule.name] = py::make_tuple(py::str(rule.state).attr("split")(),
+                                       py::str(rule.coefficients).attr("split")());
   }
   return result;
 }
@@ -69,31 +69,33 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.def("set_global_settings", [](const Settings& s) { CurrentSettings::global = s; });
   m.def("current_settings", [] { return CurrentSettings().get(); });
 
-  py::class_<Plan>(m, "Plan")
+  py::class_<BoundOptimizer>(m, "BoundOptimizer")
       .def(py::init<const std::string&, py::handle, bool>(), py::arg("caller"), py::arg("params"),
            py::arg("grouped"))
-      .def_property_readonly("names", &Plan::names)
-      .def_property_readonly("groups", &Plan::groups)
-      .def_property_readonly("params", &Plan::params)
-      .def_property_readonly("counts", &Plan::counts)
-      .def_property_readonly("started", &Plan::started)
-      .def_property_readonly("isa", &Plan::isa)
-      .def_readwrite("steps", &Plan::steps)
-      .def_readwrite("skipped_steps", &Plan::skipped_steps)
-      .def("__enter__", &Plan::lock)
-      .def("__exit__", [](Plan& plan, const py::args&) { plan.unlock(); })
-      .def("new_states", &Plan::new_states, py::arg("indices"), py::arg("value"), py::arg("number"))
-      .def("bind", &Plan::bind, py::arg("index"), py::arg("rule"), py::arg("state"))
-      .def("set_constants", &Plan::set_constants, py::arg("group"), py::arg("rule"),
+      .def_property_readonly("names", &BoundOptimizer::names)
+      .def_property_readonly("groups", &BoundOptimizer::groups)
+      .def_property_readonly("params", &BoundOptimizer::params)
+      .def_property_readonly("counts", &BoundOptimizer::counts)
+      .def_property_readonly("started", &BoundOptimizer::started)
+      .def_property_readonly("isa", &BoundOptimizer::isa)
+      .def_readwrite("steps", &BoundOptimizer::steps)
+      .def_readwrite("skipped_steps", &BoundOptimizer::skipped_steps)
+      .def("__enter__", &BoundOptimizer::lock)
+      .def("__exit__", [](BoundOptimizer& optimizer, const py::args&) { optimizer.unlock(); })
+      .def("new_states", &BoundOptimizer::new_states, py::arg("indices"), py::arg("value"),
+           py::arg("number"))
+      .def("bind", &BoundOptimizer::bind, py::arg("index"), py::arg("rule"), py::arg("state"))
+      .def("set_constants", &BoundOptimizer::set_constants, py::arg("group"), py::arg("rule"),
            py::arg("values"))
       .def(
           "step",
-          [](Plan& plan, py::handle params, py::handle grads, py::handle fold,
+          [](BoundOptimizer& optimizer, py::handle params, py::handle grads, py::handle fold,
              py::handle loss_scale, py::handle max_norm, py::handle skip_nonfinite,
              py::handle zero_grads) {
             const CurrentSettings settings;
-            return plan.step(settings.get(), params, grads, fold,
-                             plan.options(loss_scale, max_norm, skip_nonfinite, zero_grads));
+            return optimizer.step(
+                settings.get(), params, grads, fold,
+                optimizer.options(loss_scale, max_norm, skip_nonfinite, zero_grads));
           },
           py::arg("params"), py::arg("grads"), py::arg("fold"), py::arg("loss_scale") = 1.0,
           py::arg("max_norm") = py::none(), py::arg("skip_nonfinite") = false,

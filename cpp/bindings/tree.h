@@ -1,6 +1,7 @@
 // Nested containers of arrays: what they hold, in which order, and what they should be instead.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -8,49 +9,59 @@
 
 namespace fastopt {
 
-// A nesting of mappings and sequences with arrays as leaves.
-struct Tree {
-  enum class Kind { array, mapping, sequence };
-  Kind kind = Kind::array;
-  std::string path;              // dotted
-  size_t leaf = 0;               // of an array: its index
-  std::vector<py::object> keys;  // of a mapping
-  std::vector<Tree> children;
-};
+enum class Kind { array, mapping, sequence };
 
-Tree::Kind kind_of(py::handle object);
+Kind kind_of(py::handle object);
 
-// What may be done about an object that is neither an array nor a tree of them.
-const char* advice(py::handle object, bool may_be_list);
-
-// Raises where there is advice.
+// Raises where the object is neither an array nor a tree of them, and something may be done about
+// it.
 void check_array_type(py::handle object, const std::string& where);
 
-// A mapping as a dict, a sequence as a list or tuple; the object itself where it is one already.
-py::dict as_dict(py::handle mapping, const std::string& where);
-py::object as_list_or_tuple(py::handle sequence);
-
-// Looks up the keys of a dict. Dicts usually keep their order: then the next key is the one wanted.
-class Cursor {
+// A nesting of mappings and sequences with arrays as leaves: the parameters of an optimizer, or
+// with `grouped` a list of such trees. Its arrays are counted in order.
+class Tree {
  public:
-  explicit Cursor(py::handle dict) : dict_(dict.ptr()) {}
+  // `caller` begins every message. Calls add(array, dotted name, group) for every array.
+  using Add = std::function<void(py::handle, const std::string&, int)>;
+  Tree(const std::string& caller, py::handle params, bool grouped, const Add& add);
 
-  // Null if the dict has no such key.
-  py::handle find(py::handle wanted) {
-    PyObject *key = nullptr, *value = nullptr;
-    if (in_order_ && PyDict_Next(dict_, &position_, &key, &value) && key == wanted.ptr()) {
-      return value;
-    }
-    in_order_ = false;
-    value = PyDict_GetItemWithError(dict_, wanted.ptr());
-    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
-    return value;
-  }
+  // Walks both side by side, and calls visit(index, parameter, gradient) for every array. Whatever
+  // the user's Python does to the containers meanwhile, what is visited is alive.
+  using Visit = std::function<void(size_t, py::handle, py::handle)>;
+  void walk(py::handle params, py::handle grads, const Visit& visit) const;
+
+  // "SGD.step: params['W']", and without the name where there is but one array.
+  std::string where(const char* argument, const std::string& name) const;
+
+  // What begins every message from now on.
+  void rename(const std::string& caller) { caller_ = caller; }
+  const std::string& caller() const { return caller_; }
 
  private:
-  PyObject* const dict_;
-  py::ssize_t position_ = 0;
-  bool in_order_ = true;
+  struct Node {
+    Kind kind = Kind::array;
+    std::string path;              // dotted
+    size_t index = 0;              // of an array
+    std::vector<py::object> keys;  // of a mapping
+    std::vector<Node> children;
+  };
+  struct Growth {
+    bool grouped;
+    const Add& add;
+    int group = 0;
+    size_t arrays = 0;
+  };
+
+  void grow(Node& node, py::handle object, int depth, Growth& growth);
+  void walk(const Node& node, py::handle params, py::handle grads, const Visit& visit) const;
+  void walk_sequence(const Node& node, py::handle params, py::handle grads,
+                     const Visit& visit) const;
+  void walk_mapping(const Node& node, py::handle params, py::handle grads,
+                    const Visit& visit) const;
+  void check_kind(const Node& node, py::handle object, const char* argument) const;
+
+  std::string caller_;
+  Node root_;
 };
 
 }  // namespace fastopt

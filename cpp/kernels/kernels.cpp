@@ -59,18 +59,19 @@ template <class T>
 constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
 
 template <class T, class F>
-constexpr Update update_of{F::names.rule, F::names.state, F::names.coefficients, dtype_of<T>,
-                           run<F, T>};
+constexpr Rule rule_of{F::names.rule,         F::names.state,
+                       F::names.coefficients, count_words(F::names.sums),
+                       dtype_of<T>,           run<F, T>};
 
 template <class... F, class... D>
 constexpr auto rows(List<F...>, List<D...>) {
   struct Rows {
-    Update row[sizeof...(F) + sizeof...(D)];
+    Rule row[sizeof...(F) + sizeof...(D)];
   };
-  return Rows{{update_of<float, F>..., update_of<double, D>...}};
+  return Rows{{rule_of<float, F>..., rule_of<double, D>...}};
 }
 
-constexpr auto updates = rows(Rules<float>{}, Rules<double>{});
+constexpr auto rules = rows(Rules<float>{}, Rules<double>{});
 
 #define FASTOPT_TEXT_(x) #x
 #define FASTOPT_TEXT(x) FASTOPT_TEXT_(x)
@@ -81,9 +82,9 @@ extern const Table table;
 constinit const Table table{
     FASTOPT_TEXT(FASTOPT_ISA),
     vector_bytes,
-    updates.row,
-    sizeof updates.row / sizeof updates.row[0],
-    {{sum_squares<float>}, {sum_squares<double>}},
+    rules.row,
+    sizeof rules.row / sizeof rules.row[0],
+    {rule_of<float, GradientNorm<float>>, rule_of<double, GradientNorm<double>>},
     {softmax_of<float>, softmax_of<double>},
     {norm_of<float>, norm_of<double>},
 };

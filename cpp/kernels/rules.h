@@ -1,14 +1,16 @@
 // The update rules. A rule is its coefficients, folded once per step in double precision, and what
-// happens to one element. Included by kernels.cpp inside the namespace of one ISA.
+// happens to one element; one with sums adds to them, in double, what the element has for them.
+// Included by kernels.cpp inside the namespace of one ISA.
 //
-// Every rule but the average's begins with the decayed gradient, grad_scale * g + weight_decay * p:
-// the sign of `maximize`, the loss scale and the clip factor are one number. No decay adds nothing,
-// also to the gradient of an infinite parameter: masks of -inf stay.
+// Every update but the average's begins with the decayed gradient, grad_scale * g + weight_decay *
+// p: the sign of `maximize`, the loss scale and the clip factor are one number. No decay adds
+// nothing, also to the gradient of an infinite parameter: masks of -inf stay.
 
 struct Names {
   const char* rule;
   const char* state;
   const char* coefficients;
+  const char* sums = "";
 };
 
 template <class... F>
@@ -146,7 +148,21 @@ struct Ema {
   }
 };
 
-// All of them, for one T.
+// What the global norm of the gradients is made of. In double, since a float32 square overflows
+// from 2e19 on; `nonfinite` becomes NaN where an element is infinite or NaN, and is zero else.
+template <class T>
+struct GradientNorm {
+  static constexpr Names names{"gradient_norm", "", "scale", "square nonfinite"};
+  double scale;
+
+  void operator()(T g, const T&, double& square, double& nonfinite) const {
+    const double scaled = scale * double(g);
+    square += scaled * scaled;
+    nonfinite += double(g) * 0.0;
+  }
+};
+
+// All updates, for one T.
 template <class T>
 using Rules = List<Sgd<T>, SgdMomentum<T, false>, SgdMomentum<T, true>, Adagrad<T>,
                    Rmsprop<T, false, false>, Rmsprop<T, false, true>, Rmsprop<T, true, false>,

@@ -15,19 +15,17 @@ constexpr index_t block = 1024;
 // Norms work on rows of so few columns with a vector across the rows instead of one along them.
 constexpr index_t few_columns = 32;
 
-// An optimizer's update of one array: streams are gradient, parameter, state...
-struct Update {
+// What happens to the elements of one array: an optimizer's update, or sums over them.
+struct Rule {
   const char* name;
   const char* state;         // names, separated by blanks
   const char* coefficients;  // names, separated by blanks; the order of `run`'s numbers
+  int sum_count;             // how many numbers it adds up over a block
   Dtype dtype;
-  void (*run)(const double* coefficients, void* const* streams, index_t begin, index_t n);
-};
-
-// Two numbers per block of one array: the sum of (scale * x)^2, and 0 if all x are finite, else
-// NaN.
-struct SquareSum {
-  void (*run)(double scale, const void* x, index_t n, double (*sums)[2]);
+  // The streams are gradient, parameter, state..., from the element of this index on; the sums
+  // are those of one block after the other.
+  void (*run)(const double* coefficients, void* const* streams, index_t element, index_t n,
+              double* sums);
 };
 
 // Rows of `columns` numbers that lie one after the other, each with its target: q = class_weight at
@@ -137,11 +135,11 @@ struct Norm {
 struct Table {
   const char* isa;
   index_t vector_bytes;  // as the compiler was told
-  const Update* updates;
-  int update_count;
-  SquareSum square_sum[2];  // by Dtype
-  Softmax softmax[2];       // by Dtype
-  Norm norm[2];             // by Dtype
+  const Rule* rules;
+  int rule_count;
+  Rule gradient_norm[2];  // by Dtype
+  Softmax softmax[2];     // by Dtype
+  Norm norm[2];           // by Dtype
 };
 
 }  // namespace fastopt

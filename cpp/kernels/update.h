@@ -27,47 +27,54 @@ void stream(F f, index_t n, const T* g, T* p, S*... s) {
   each(f, first, n, g, p, s...);
 }
 
+// Block by block: lane k of each sum adds up the elements k, k + lanes, ... of a block.
+template <class F, class T, int... sum, class... S>
+void add_up(F f, index_t n, double* sums, Indices<sum...>, const T* __restrict g, T* __restrict p,
+            S* __restrict... s) {
+  constexpr index_t lanes = lanes_of<double>;
+  for (index_t begin = 0; begin < n; begin += block, sums += sizeof...(sum)) {
+    const index_t end = begin + block < n ? begin + block : n;
+    double lane[sizeof...(sum)][lanes] = {};
+    index_t i = begin;
+    for (; i + lanes <= end; i += lanes) {
+#pragma omp simd
+      for (index_t k = 0; k < lanes; ++k) f(g[i + k], p[i + k], s[i + k]..., lane[sum][k]...);
+    }
+    for (index_t k = 0; i + k < end; ++k) f(g[i + k], p[i + k], s[i + k]..., lane[sum][k]...);
+    const auto total = [](const double* lanes_of_sum) {
+      Sums<double> all;
+      __builtin_memcpy(all.part, lanes_of_sum, sizeof all.part);
+      return all.total();
+    };
+    ((sums[sum] = total(lane[sum])), ...);
+  }
+}
+
+// A coefficient in the type of the rule's.
+struct Number {
+  double value;
+  template <class T>
+  operator T() const {
+    return T(value);
+  }
+};
+
 template <class F, class T, int... coefficient, int... state>
-void run(const double* coefficients, void* const* streams, index_t begin, index_t n,
+void run(const double* coefficients, void* const* streams, index_t n, double* sums,
          Indices<coefficient...>, Indices<state...>) {
-  const F f{T(coefficients[coefficient])...};
-  stream(f, n, static_cast<const T*>(streams[0]) + begin, static_cast<T*>(streams[1]) + begin,
-         (static_cast<T*>(streams[2 + state]) + begin)...);
+  const F f{Number{coefficients[coefficient]}...};
+  const T* const g = static_cast<const T*>(streams[0]);
+  T* const p = static_cast<T*>(streams[1]);
+  constexpr int sum_count = count_words(F::names.sums);
+  if constexpr (sum_count == 0) {
+    stream(f, n, g, p, static_cast<T*>(streams[2 + state])...);
+  } else {
+    add_up(f, n, sums, CountTo<sum_count>{}, g, p, static_cast<T*>(streams[2 + state])...);
+  }
 }
 
 template <class F, class T>
-void run(const double* coefficients, void* const* streams, index_t begin, index_t n) {
-  constexpr int count = count_words(F::names.coefficients);
-  static_assert(sizeof(F) == count * sizeof(T), "every coefficient has a name");
-  run<F, T>(coefficients, streams, begin, n, CountTo<count>{},
+void run(const double* coefficients, void* const* streams, index_t, index_t n, double* sums) {
+  run<F, T>(coefficients, streams, n, sums, CountTo<count_words(F::names.coefficients)>{},
             CountTo<count_words(F::names.state)>{});
-}
-
-// Sums of squares in double, since a float32 square overflows from 2e19 on.
-template <class T>
-void sum_squares(double scale, const void* data, index_t n, double (*sums)[2]) {
-  constexpr index_t width = width_of<double>, lanes = lanes_of<double>;
-  const T* x = static_cast<const T*>(data);
-  for (; n > 0; n -= block, x += block, ++sums) {
-    const index_t count = n < block ? n : block;
-    Sums<double> squares, zeros;
-    const auto add = [&](const T* values) {
-      for (index_t r = 0; r < registers; ++r) {
-        Vector<double> value;
-        for (index_t k = 0; k < width; ++k) value[k] = double(values[r * width + k]);
-        zeros.part[r] += value * 0.0;  // NaN for infinity and NaN
-        value *= scale;
-        squares.part[r] += value * value;
-      }
-    };
-    index_t i = 0;
-    for (; i + lanes <= count; i += lanes) add(x + i);
-    if (i < count) {
-      T rest[lanes] = {};
-      for (index_t k = 0; i + k < count; ++k) rest[k] = x[i + k];
-      add(rest);
-    }
-    (*sums)[0] = squares.total();
-    (*sums)[1] = zeros.total();
-  }
 }

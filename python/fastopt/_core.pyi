@@ -53,7 +53,7 @@ class Settings:
     @property
     def flush_denormals(self) -> bool: ...
 
-class Plan:
+class BoundOptimizer:
     steps: int
     skipped_steps: int
     def __init__(self, caller: str, params: Any, grouped: bool) -> None: ...

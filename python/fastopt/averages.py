@@ -75,10 +75,10 @@ class ExponentialMovingAverage:
         self._averages = rebuild(
             params, [np.zeros_like(array, subok=False) for array in named_arrays(params).values()]
         )
-        self._plan = _core.Plan(name, self._averages, False)
-        for i in range(len(self._plan.names)):
-            self._plan.bind(i, "ema", [])
-        self._plan.set_constants(0, "ema", {})  # all of them change from update to update
+        self._bound = _core.BoundOptimizer(name, self._averages, False)
+        for i in range(len(self._bound.names)):
+            self._bound.bind(i, "ema", [])
+        self._bound.set_constants(0, "ema", {})  # all of them change from update to update
         self._swapped = False
 
     def _set_options(self, caller: str, decay: Any, bias_correction: Any) -> None:
@@ -96,7 +96,7 @@ class ExponentialMovingAverage:
     @property
     def steps(self) -> int:
         """The number of updates."""
-        return self._plan.steps
+        return self._bound.steps
 
     def update(self) -> None:
         """
@@ -115,7 +115,7 @@ class ExponentialMovingAverage:
         if self._swapped:
             raise RuntimeError(f"{caller}: the averages are swapped in for the parameters")
         try:
-            self._plan.step(self._averages, self._params, self._coefficients)
+            self._bound.step(self._averages, self._params, self._coefficients)
         except (TypeError, ValueError):
             self._live(caller)  # says it in words of averages where it can
             raise
@@ -198,7 +198,7 @@ class ExponentialMovingAverage:
             "bias_correction": self._bias_correction,
         }
         averages = named_arrays(self._averages)
-        for (name, average), count in zip(averages.items(), self._plan.counts, strict=True):
+        for (name, average), count in zip(averages.items(), self._bound.counts, strict=True):
             state[f"state.{name}.step"] = count
             state[f"state.{name}.average"] = average
         return {key: np.array(value, order="C") for key, value in state.items()}
@@ -219,7 +219,7 @@ class ExponentialMovingAverage:
         """
         caller = f"{type(self).__name__}.load_state_dict"
         averages = named_arrays(self._averages)
-        given = _state.read(caller, state_dict, [self._plan.counts, *averages.values()])
+        given = _state.read(caller, state_dict, [self._bound.counts, *averages.values()])
         wanted: dict[str, _state.Entry] = {"steps": ((), "count")}
         wanted |= dict.fromkeys(("decay", "bias_correction"), ((), None))
         for name, average in averages.items():
@@ -227,12 +227,12 @@ class ExponentialMovingAverage:
             wanted[f"state.{name}.average"] = (average.shape, average.dtype)
         _state.check_keys(caller, given, wanted)
         _state.check_entries(caller, given, wanted)
-        with self._plan:
+        with self._bound:
             self._set_options(caller, given["decay"].tolist(), given["bias_correction"].tolist())
             for i, (name, average) in enumerate(averages.items()):
                 average[...] = given[f"state.{name}.average"]
-                self._plan.counts[i] = given[f"state.{name}.step"]
-            self._plan.steps = int(given["steps"])
+                self._bound.counts[i] = given[f"state.{name}.step"]
+            self._bound.steps = int(given["steps"])
 
     def __getstate__(self) -> dict[str, Any]:
         if self._swapped:
@@ -253,7 +253,7 @@ class ExponentialMovingAverage:
         )
 
     def _check_started(self, caller: str) -> None:
-        for name, count in zip(self._plan.names, self._plan.counts.tolist(), strict=True):
+        for name, count in zip(self._bound.names, self._bound.counts.tolist(), strict=True):
             if count == 0:
                 raise ValueError(f"{caller}: params['{name}'] had no update yet")
 

@@ -73,7 +73,7 @@ class Optimizer:
     _optional_states: ClassVar[tuple[str, ...]] = ()
 
     _defaults: dict[str, Any]
-    _plan: _core.Plan | None
+    _bound: _core.BoundOptimizer | None
     _params: Any
     _grouped: bool
     _groups: list[ParamGroup]
@@ -202,10 +202,10 @@ class Optimizer:
         >>> w.round(3)
         array([0.94, 1.92])
         """
-        if self._plan is None:
+        if self._bound is None:
             name = type(self).__name__
             raise ValueError(f"{name}.step: no parameters yet: use {name}(params) or update")
-        return self._plan.step(
+        return self._bound.step(
             self._params, grads, self._fold, loss_scale, max_norm, skip_nonfinite, zero_grads
         )
 
@@ -248,19 +248,19 @@ class Optimizer:
         >>> params["b"]
         array([-0.5, -0.5])
         """
-        bound = self._plan is not None
-        if not bound:
+        first = self._bound is None
+        if first:
             self._bind(params)
             params = self._params
         elif self._is_grouped(params):
             params = [group["params"] for group in params]
-        assert self._plan is not None
+        assert self._bound is not None
         try:
-            norm = self._plan.step(
+            norm = self._bound.step(
                 params, grads, self._fold, loss_scale, max_norm, skip_nonfinite, zero_grads
             )
         except BaseException:
-            if not bound:
+            if first:
                 self._forget()
             raise
         if params is not self._params:
@@ -305,24 +305,24 @@ class Optimizer:
                 f"{type(self).__name__}.add_param_group: group is {shown(group)}, "
                 "expected a mapping with 'params'"
             )
-        plan = self._plan
-        if plan is None:
+        bound = self._bound
+        if bound is None:
             self._bind([group])
             return
         all_options = [*(known._options for known in self._groups), self._options_of(group)]
         trees = self._params if self._grouped else [self._params]
-        with plan:
+        with bound:
             self._bind_trees([*trees, group["params"]], all_options, grouped=True)
 
     @property
     def steps(self) -> int:
         """The number of completed steps."""
-        return 0 if self._plan is None else self._plan.steps
+        return 0 if self._bound is None else self._bound.steps
 
     @property
     def skipped_steps(self) -> int:
         """The number of steps that ``skip_nonfinite`` left out."""
-        return 0 if self._plan is None else self._plan.skipped_steps
+        return 0 if self._bound is None else self._bound.skipped_steps
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -394,8 +394,8 @@ class Optimizer:
             for name, value in group._options.items():
                 if not callable(value):
                     arrays[f"param_groups.{i}.{name}"] = value
-        if self._plan is not None:
-            started, owners = self._plan.started.tolist(), self._plan.groups
+        if self._bound is not None:
+            started, owners = self._bound.started.tolist(), self._bound.groups
             for i, (parameter, state) in enumerate(self.state.items()):
                 options = self._groups[owners[i]]._options
                 for name, array in state.items():
@@ -430,11 +430,11 @@ class Optimizer:
         0.9
         """
         caller = f"{type(self).__name__}.load_state_dict"
-        plan = self._plan
-        if plan is None:
+        bound = self._bound
+        if bound is None:
             raise ValueError(f"{caller}: no parameters yet: use {type(self).__name__}(params)")
         own = [array for states in self._states for array in states.values()]
-        given = _state.read(caller, state_dict, [plan.counts, *own])
+        given = _state.read(caller, state_dict, [bound.counts, *own])
         all_options = self._options_in(caller, given)
         wanted: dict[str, _state.Entry] = dict.fromkeys(("steps", "skipped_steps"), ((), "count"))
         for i, group in enumerate(self._groups):
@@ -443,9 +443,9 @@ class Optimizer:
                 if key in given or name != "lr":
                     wanted[key] = (np.shape(value), None)
         all_names = {}
-        plan_names, arrays = plan.names, plan.params
+        bound_names, arrays = bound.names, bound.params
         for group, options in zip(self._groups, all_options, strict=True):
-            owners = [f"state.{plan_names[i]}." for i in group._arrays]
+            owners = [f"state.{bound_names[i]}." for i in group._arrays]
             names = list(_RULES[self._rule(options)][0])
             kept = [
                 name
@@ -461,11 +461,11 @@ class Optimizer:
                         wanted[owner + name] = (arrays[i].shape, arrays[i].dtype)
         _state.check_keys(caller, given, wanted)
         _state.check_entries(caller, given, wanted)
-        with plan:
+        with bound:
             self._set_options(
-                plan, self._groups, self._states, dict(enumerate(all_options)), all_names
+                bound, self._groups, self._states, dict(enumerate(all_options)), all_names
             )
-            self._take(plan, given)
+            self._take(bound, given)
 
     def _options_in(self, caller: str, given: Mapping[str, Array]) -> list[dict[str, Any]]:
         """The groups' hyper-parameters in a state; a schedule stays."""
@@ -485,9 +485,9 @@ class Optimizer:
             all_options.append(options)
         return all_options
 
-    def _take(self, plan: _core.Plan, given: Mapping[str, Array]) -> None:
+    def _take(self, bound: _core.BoundOptimizer, given: Mapping[str, Array]) -> None:
         """Copies the states and the counts, which were checked."""
-        prefixes = [f"state.{name}." for name in plan.names]
+        prefixes = [f"state.{name}." for name in bound.names]
         for group in self._groups:
             for i in group._arrays:
                 prefix = prefixes[i]
@@ -497,12 +497,12 @@ class Optimizer:
                     made &= initial is not None or prefix + name in given
                     if name in self._states[i]:
                         self._states[i][name][...] = given.get(prefix + name, initial or 0.0)
-                plan.counts[i] = count = int(given[prefix + "step"])
-                plan.started[i] = made and count > 0
-        plan.steps, plan.skipped_steps = int(given["steps"]), int(given["skipped_steps"])
+                bound.counts[i] = count = int(given[prefix + "step"])
+                bound.started[i] = made and count > 0
+        bound.steps, bound.skipped_steps = int(given["steps"]), int(given["skipped_steps"])
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = {"_plan": None, "_state": None}
+        derived = {"_bound": None, "_state": None}
         options = [group._options for group in self._groups]
         return {**vars(self), **derived, "_groups": options, "_states": self.state_dict()}
 
@@ -516,14 +516,14 @@ class Optimizer:
 
     def __repr__(self) -> str:
         name = type(self).__name__
-        if self._plan is None:
+        if self._bound is None:
             options = ", ".join(f"{key}={value!r}" for key, value in self.defaults.items())
             return f"{name}({options})"
         skipped = f", skipped_steps={self.skipped_steps}" if self.skipped_steps else ""
         lines = [f"{name}(steps={self.steps}{skipped}"]
         for i, group in enumerate(self._groups):
             arrays = [
-                a for a, g in zip(self._plan.params, self._plan.groups, strict=True) if g == i
+                a for a, g in zip(self._bound.params, self._bound.groups, strict=True) if g == i
             ]
             dtypes = "/".join(sorted({str(array.dtype) for array in arrays}))
             size = sum(array.size for array in arrays)
@@ -570,45 +570,45 @@ class Optimizer:
         self, params: Any, all_options: Sequence[Mapping[str, Any]], grouped: bool
     ) -> None:
         """Binds the trees, all or nothing; bound groups come first and keep their state."""
-        plan = _core.Plan(type(self).__name__, params, grouped)
-        owners, before = plan.groups, self._plan
+        bound = _core.BoundOptimizer(type(self).__name__, params, grouped)
+        owners, before = bound.groups, self._bound
         states = [*self._states, *({} for _ in owners[len(self._states) :])]
         if before is not None:
             names = before.names if self._grouped else [f"0.{name}" for name in before.names]
-            if plan.names[: len(names)] != names:
+            if bound.names[: len(names)] != names:
                 raise ValueError(f"{type(self).__name__}: params has other arrays than were bound")
-            plan.counts[: len(names)] = before.counts
-            plan.started[: len(names)] = before.started
-            plan.steps, plan.skipped_steps = before.steps, before.skipped_steps
+            bound.counts[: len(names)] = before.counts
+            bound.started[: len(names)] = before.started
+            bound.steps, bound.skipped_steps = before.steps, before.skipped_steps
         groups = self._groups.copy()
         for i in range(len(groups), len(all_options)):
             arrays = range(bisect_left(owners, i), bisect_right(owners, i))
             groups.append(ParamGroup(self, i, arrays, params[i] if grouped else params, {}))
-        self._set_options(plan, groups, states, dict(enumerate(map(dict, all_options))))
+        self._set_options(bound, groups, states, dict(enumerate(map(dict, all_options))))
         self._params, self._grouped = params, grouped
-        self._groups, self._states, self._plan = groups, states, plan
-        self._state = States(plan, states)
+        self._groups, self._states, self._bound = groups, states, bound
+        self._state = States(bound, states)
 
     def _forget(self) -> None:
         """Binds nothing."""
-        self._plan, self._params, self._grouped = None, None, False
+        self._bound, self._params, self._grouped = None, None, False
         self._groups, self._states, self._state = [], [], MappingProxyType({})
 
     def _change(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
         """Sets hyper-parameters of the groups of these indices: all of them, or none."""
-        plan = self._plan
-        if plan is None:
+        bound = self._bound
+        if bound is None:
             return
-        with plan:
+        with bound:
             all_options = {
                 index: self._checked({**self._groups[index]._options, **new})
                 for index, new in changes.items()
             }
-            self._set_options(plan, self._groups, self._states, all_options)
+            self._set_options(bound, self._groups, self._states, all_options)
 
     def _set_options(
         self,
-        plan: _core.Plan,
+        bound: _core.BoundOptimizer,
         groups: Sequence[ParamGroup],
         states: list[dict[str, NDArray[Any]]],
         all_options: Mapping[int, dict[str, Any]],
@@ -628,22 +628,22 @@ class Optimizer:
             if all_names is not None:
                 names = list(all_names[index])
             new: list[dict[str, NDArray[Any]]] = []
-            if plan is not self._plan or rule != group._rule or names != known:
+            if bound is not self._bound or rule != group._rule or names != known:
                 new = [{} for _ in group._arrays]
                 for position, name in enumerate(names):
                     if name in known:
                         arrays = [states[i][name] for i in group._arrays]
                     else:
                         initial = self._initial(name, options) or 0.0
-                        arrays = plan.new_states(group._arrays, initial, position)
+                        arrays = bound.new_states(group._arrays, initial, position)
                     for state, array in zip(new, arrays, strict=True):
                         state[name] = array
             prepared.append((group, options, rule, _constants(rule, options), new))
         # Nothing is changed before this point: memory for the states may have run out.
         for group, options, rule, constants, new in prepared:
-            plan.set_constants(group._index, rule, constants)
+            bound.set_constants(group._index, rule, constants)
             for i, state in zip(group._arrays, new, strict=False):
-                plan.bind(i, rule, [state[name] for name in _RULES[rule][0]])
+                bound.bind(i, rule, [state[name] for name in _RULES[rule][0]])
                 states[i] = state
             group._options, group._rule = options, rule
 

@@ -1,0 +1,71 @@
+#include "coefficients.h"
+
+#include <iterator>
+#include <sstream>
+
+#include "core/dispatch.h"
+#include "core/step.h"
+
+namespace fastopt {
+namespace {
+
+std::vector<std::string> words(const char* text) {
+  std::istringstream stream(text);
+  return {std::istream_iterator<std::string>(stream), {}};
+}
+
+}  // namespace
+
+const RuleNames& Rules::find(const std::string& caller, const std::string& name) {
+  RuleNames& rule = known_[name];
+  if (!rule.coefficients.empty()) return rule;
+  const Table& table = *built_tables().front();  // every table has the same rows
+  for (int row = 0; row < table.rule_count; ++row) {
+    const Rule& entry = table.rules[row];
+    if (entry.name != name) continue;
+    rule.row[size_t(entry.dtype)] = size_t(row);
+    if (!rule.coefficients.empty()) continue;  // float32 and float64 have the same names
+    for (const std::string& word : words(entry.coefficients)) {
+      if (word == "grad_scale") rule.grad_scale = rule.coefficients.size();
+      PyObject* text = PyUnicode_InternFromString(word.c_str());
+      rule.coefficients.push_back(py::reinterpret_steal<py::str>(text));
+    }
+    rule.state_count = words(entry.state).size();
+    if (rule.coefficients.size() > CoefficientSet::most ||
+        2 + rule.state_count > size_t(most_streams)) {
+      fail<std::length_error>(name, " has more coefficients or states than there is room for");
+    }
+  }
+  if (rule.coefficients.empty()) {
+    fail<std::invalid_argument>(caller, ": there is no rule '", name, "'");
+  }
+  return rule;
+}
+
+void CoefficientSet::set(const std::string& caller, py::handle values) {
+  const std::vector<py::str>& names = rule->coefficients;
+  PyObject *next_key = nullptr, *next_value = nullptr;
+  for (py::ssize_t position = 0; PyDict_Next(values.ptr(), &position, &next_key, &next_value);) {
+    const py::object key = owned(next_key), number = owned(next_value);
+    // Names are interned: the same name is nearly always the same object.
+    size_t i = 0;
+    while (i < names.size() && !names[i].is(key)) ++i;
+    if (i == names.size()) {
+      for (i = 0; i < names.size() && !names[i].equal(key); ++i) continue;
+    }
+    if (i == names.size()) {
+      fail<std::invalid_argument>(caller, ": the rule has no coefficient ", text(py::repr(key)));
+    }
+    value[i] = PyFloat_AsDouble(number.ptr());
+    if (value[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
+    given |= 1u << i;
+  }
+}
+
+void CoefficientSet::check_all_given(const std::string& caller) const {
+  if (given != (1u << rule->coefficients.size()) - 1) {
+    fail<std::invalid_argument>(caller, ": a coefficient of the rule was not given");
+  }
+}
+
+}  // namespace fastopt

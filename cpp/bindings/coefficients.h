@@ -1,0 +1,46 @@
+// The numbers that a rule gets from Python, by name.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+
+namespace fastopt {
+
+// A rule of the kernel table, in each dtype.
+struct RuleNames {
+  std::vector<py::str> coefficients;
+  size_t grad_scale = 0;  // the coefficient that the loss scale and clipping change
+  size_t state_count = 0;
+  size_t row[2] = {};  // of the table, by Dtype
+};
+
+// The coefficients of the arrays of one group that are at the same step.
+struct CoefficientSet {
+  static constexpr size_t most = 16;
+
+  int group = 0;
+  std::int64_t t = 0;
+  bool started = false;
+  const RuleNames* rule = nullptr;
+  double value[most] = {};
+  unsigned given = 0;  // a bit for each
+
+  // Takes those of this dict.
+  void set(const std::string& caller, py::handle values);
+  void check_all_given(const std::string& caller) const;
+  void scale_gradients(double factor) { value[rule->grad_scale] *= factor; }
+};
+
+class Rules {
+ public:
+  const RuleNames& find(const std::string& caller, const std::string& name);
+
+ private:
+  std::map<std::string, RuleNames> known_;
+};
+
+}  // namespace fastopt

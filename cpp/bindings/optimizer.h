@@ -1,0 +1,119 @@
+// A bound optimizer: which arrays it steps, by which rule, and where their state lies.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "coefficients.h"
+#include "core/step.h"
+#include "tree.h"
+
+namespace fastopt {
+
+class BoundOptimizer {
+ public:
+  // `caller` begins every message; `grouped` says that `params` is a list with one tree per group.
+  BoundOptimizer(const std::string& caller, py::handle params, bool grouped);
+
+  std::vector<std::string> names() const;
+  std::vector<int> groups() const;
+  std::vector<py::array> params() const;
+  py::array_t<std::int64_t> counts() const { return counts_; }
+  py::array_t<bool> started() const { return started_; }
+
+  // State `number` of these arrays: of this value, in the parameter's shape, dtype and order.
+  std::vector<py::array> new_states(const std::vector<size_t>& indices, double value,
+                                    int number) const;
+
+  const char* isa() const { return isa_; }  // that made the last step
+
+  // Between lock and unlock no step begins; a RuntimeError if one is under way: a schedule, or
+  // another thread, may ask for it then. Whoever calls what changes the optimizer holds it.
+  void lock();
+  void unlock() { busy_ = 0; }
+
+  // From now on the array of this index is stepped by this rule, with this state.
+  void bind(size_t index, const std::string& rule, const std::vector<py::array>& state);
+
+  // The coefficients of a group's rule that do not change from step to step.
+  void set_constants(int group, const std::string& rule, const py::dict& values);
+
+  struct Options {
+    double loss_scale;
+    std::optional<double> max_norm;
+    bool skip_nonfinite, zero_grads;
+  };
+  Options options(py::handle loss_scale, py::handle max_norm, py::handle skip_nonfinite,
+                  py::handle zero_grads) const;
+
+  // Steps all arrays that have a gradient, or none. `fold(group, t, started)` returns the other
+  // coefficients of the t-th step of a group's arrays whose state has or has not made a step, as a
+  // dict. Returns the global norm of the gradients where it was needed. With `zero_grads` they are
+  // zero afterwards.
+  std::optional<double> step(const Settings& settings, py::handle params, py::handle grads,
+                             py::handle fold, const Options& options);
+
+  std::int64_t steps = 0;
+  std::int64_t skipped_steps = 0;
+
+ private:
+  struct Parameter {  // what a step looks at comes first
+    py::object array, grad;
+    py::object other_array;  // during a step: what is to take its place
+    const RuleNames* rule = nullptr;
+    const CoefficientSet* coefficients = nullptr;  // of the step under way
+    Dtype dtype = Dtype::float32;
+    int group = 0;
+    Seen seen, seen_grad;
+    bool layout_known = false;
+    ArrayStep step{};                // without rule, coefficients, and the first two streams
+    std::unique_ptr<Layout> layout;  // nullptr: dense
+    std::string name;
+    std::vector<py::array> state;
+  };
+
+  void collect(py::handle params, py::handle grads);
+  void choose_coefficients(py::handle fold);
+  void look_at_arrays(const Settings& settings, bool zero_grads);
+  void count(bool skipped);
+  void let_go();
+  void check_param(Parameter& parameter);
+  void check_grad(Parameter& parameter);
+  void find_layout(Parameter& parameter);
+  void check_overlap();
+  void check_zeroed();
+  void check_again() const;
+
+  // Streams of all parameters have numbers: `most_streams` for each.
+  View view_of_stream(size_t stream) const;
+  std::string place(size_t stream) const;
+  void check_apart(size_t stream, size_t other);
+
+  std::vector<Parameter> parameters_;
+  Tree tree_;
+  Rules rules_;
+  std::vector<CoefficientSet> constants_;  // by group
+  py::array_t<std::int64_t> counts_;       // completed steps of every array
+  py::array_t<bool> started_;              // whether its state has made one of them
+  Extents written_;                        // parameters and state
+  bool written_known_ = false;
+  std::vector<size_t> zeroed_;      // whose gradients are known to be fit for that
+  std::atomic<unsigned> busy_ = 0;  // the process whose step is under way
+
+  const char* isa_ = "";
+
+  // Of the step under way:
+  std::vector<size_t> stepped_;          // parameters with a gradient
+  std::vector<size_t> swapped_;          // parameters that are other arrays
+  bool python_ran_ = false;              // since the first look at an array
+  std::vector<Parameter*> moved_grads_;  // those not yet checked for overlap
+  std::vector<CoefficientSet> sets_;
+  std::vector<ArrayStep> array_steps_;
+};
+
+}  // namespace fastopt
