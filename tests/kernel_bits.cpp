@@ -77,7 +77,8 @@ void rules(Dtype dtype) {
       std::vector<std::vector<T>> streams{numbers<T>(n, 1), numbers<T>(n, 2)};
       for (int i = 0; i < count_words(rule.state); ++i) streams.push_back(positive<T>(n, 3));
       ArrayStep step{&rule, coefficients.data(), nullptr, n, int(streams.size()), {}};
-      std::transform(streams.begin(), streams.end(), step.streams, [](auto& s) { return s.data(); });
+      std::transform(streams.begin(), streams.end(), step.streams,
+                     [](auto& s) { return s.data(); });
       for (int t = 0; t < 3; ++t) apply(settings, {step}, {}, false);
       for (const auto& stream : streams) hash(stream);
       const GradientNorm measured = measure(settings, {step});

@@ -44,7 +44,9 @@ def writable(tree: Any) -> Any:
 class States(Mapping[str, Mapping[str, NDArray[Any]]]):
     """The states of every parameter, in views made at each look: their shape is not the state's."""
 
-    def __init__(self, bound: _core.BoundOptimizer, states: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+    def __init__(
+        self, bound: _core.BoundOptimizer, states: Sequence[Mapping[str, NDArray[Any]]]
+    ) -> None:
         self._counts, self._states = bound.counts, states
         self._positions = {name: i for i, name in enumerate(bound.names)}
 
