@@ -358,7 +358,7 @@ void BoundOptimizer::check_overlap() {
 // Gradients that are set to zero must be writable, and may not share memory with each other.
 void BoundOptimizer::check_zeroed() {
   if (zeroed_ == stepped_) return;
-  Extents extents;
+  Regions regions;
   for (const size_t index : stepped_) {
     const Parameter& parameter = parameters_[index];
     const std::string place = tree_.where("grads", parameter.name);
@@ -371,9 +371,9 @@ void BoundOptimizer::check_zeroed() {
                             text(parameter.grad.attr("strides")),
                             "), and zero_grads=True writes to it");
     }
-    extents.add(Extent(view), index * most_streams + grad_stream);
+    regions.add(Extent(view), index * most_streams + grad_stream);
   }
-  extents.sort([&](size_t stream, size_t other) { check_apart(other, stream); });
+  regions.sort([&](size_t stream, size_t other) { check_apart(other, stream); });
   zeroed_ = stepped_;
 }
 

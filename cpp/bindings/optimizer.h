@@ -100,7 +100,7 @@ class BoundOptimizer {
   std::vector<CoefficientSet> constants_;  // by group
   py::array_t<std::int64_t> counts_;       // completed steps of every array
   py::array_t<bool> started_;              // whether its state has made one of them
-  Extents written_;                        // parameters and state
+  Regions written_;                        // parameters and state
   bool written_known_ = false;
   std::vector<size_t> zeroed_;      // whose gradients are known to be fit for that
   std::atomic<unsigned> busy_ = 0;  // the process whose step is under way

@@ -43,7 +43,7 @@ bool overlaps_itself(const View& view) {
   return false;
 }
 
-void Extents::add(const Extent& extent, size_t id) {
+void Regions::add(const Extent& extent, size_t id) {
   if (extent.begin != extent.end) parts_.push_back({extent, nullptr, id});
 }
 

@@ -37,7 +37,7 @@ bool is_packed(const View& view);
 bool overlaps_itself(const View& view);
 
 // Which of many extents meet another.
-class Extents {
+class Regions {
  public:
   void clear() { parts_.clear(); }
   void add(const Extent& extent, size_t id);
