@@ -14,6 +14,7 @@ from fastopt import Optimizer, reference
 # What an option needs to make a difference.
 NEEDS: dict[str, dict[str, Any]] = {
     "dampening": {"momentum": 0.9},
+    "decoupled_weight_decay": {"weight_decay": 0.1},
     "nesterov": {"momentum": 0.9},
     "zero_start": {"momentum": 0.9, "dampening": 0.9},
 }

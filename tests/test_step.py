@@ -527,10 +527,10 @@ def test_repr() -> None:
     assert repr(opt) == (
         "Adam(steps=1\n"
         "  group 0: lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, amsgrad=False, "
-        "maximize=False\n"
+        "maximize=False, decoupled_weight_decay=False\n"
         "    1 arrays, 2,000 elements, float64\n"
         "  group 1: lr=0.5, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, amsgrad=False, "
-        "maximize=False\n"
+        "maximize=False, decoupled_weight_decay=False\n"
         "    1 arrays, 3 elements, float32\n"
         ")"
     )

@@ -10,6 +10,7 @@ import numpy as np
 from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import NonNegative, Rate, Switch
+from fastopt.optimizers.states import State
 
 __all__ = ["Adagrad"]
 
@@ -78,11 +79,10 @@ class Adagrad(Optimizer):
     ) -> None:
         super().__init__(params, locals())
 
+    _special_states = (State("sum", initial="initial_accumulator_value"),)
+
     def _rule(self, options: Mapping[str, Any]) -> str:
         return "adagrad"
-
-    def _initial(self, state: str, options: Mapping[str, Any]) -> float:
-        return float(options["initial_accumulator_value"])
 
     def _coefficients(
         self, options: Mapping[str, Any], lr: float, t: int, started: bool

@@ -11,6 +11,7 @@ import numpy as np
 from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
+from fastopt.optimizers.states import State
 
 __all__ = ["Adam", "AdamW"]
 
@@ -42,6 +43,8 @@ class Adam(Optimizer):
     amsgrad : bool, default False
     maximize : bool, default False
         Ascend.
+    decoupled_weight_decay : bool, default False
+        Decay the parameter itself, as `AdamW`.
 
     Raises
     ------
@@ -73,10 +76,11 @@ class Adam(Optimizer):
         amsgrad: Switch = False,
         *,
         maximize: Switch = False,
+        decoupled_weight_decay: Switch = False,
     ) -> None:
         super().__init__(params, locals())
 
-    _optional_states = ("max_exp_avg_sq",)
+    _special_states = (State("max_exp_avg_sq", optional=True),)
 
     def _rule(self, options: Mapping[str, Any]) -> str:
         return "adam_amsgrad" if options["amsgrad"] else "adam"
@@ -85,8 +89,11 @@ class Adam(Optimizer):
         self, options: Mapping[str, Any], lr: float, t: int, started: bool
     ) -> dict[str, float]:
         beta1, beta2 = options["betas"]
+        decoupled = options.get("decoupled_weight_decay", True)  # AdamW has not the option
+        weight_decay = options["weight_decay"]
         return {
-            "decay": 1.0,
+            "weight_decay": 0.0 if decoupled else weight_decay,
+            "decay": 1 - lr * weight_decay if decoupled else 1.0,
             "step_size": lr / (1 - beta1**t),
             "root_correction": 1 / math.sqrt(1 - beta2**t),
         }
@@ -136,14 +143,6 @@ class AdamW(Adam):
     ) -> None:
         Optimizer.__init__(self, params, locals())
 
-    def _coefficients(
-        self, options: Mapping[str, Any], lr: float, t: int, started: bool
-    ) -> dict[str, float]:
-        coefficients = super()._coefficients(options, lr, t, started)
-        coefficients["decay"] = 1 - lr * options["weight_decay"]
-        coefficients["weight_decay"] = 0.0
-        return coefficients
-
 
 def adam(
     p: Array,
@@ -159,6 +158,7 @@ def adam(
     weight_decay: float = 0.0,
     amsgrad: bool = False,
     maximize: bool = False,
+    decoupled_weight_decay: bool = False,
 ) -> tuple[Array, ...]:
     """
     One step of `fastopt.Adam`: p = p - lr m_hat / (sqrt(v_hat) + eps).
@@ -173,8 +173,13 @@ def adam(
     >>> p.round(6)
     array([0.9])
     """
-    g = decayed(p, -g if maximize else g, weight_decay)
-    return _adam(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, t, lr, betas, eps, decay=1.0)
+    g = -g if maximize else g
+    decay = 1.0
+    if decoupled_weight_decay:
+        decay = 1 - lr * weight_decay
+    else:
+        g = decayed(p, g, weight_decay)
+    return _adam(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, t, lr, betas, eps, decay)
 
 
 def adamw(

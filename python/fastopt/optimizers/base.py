@@ -15,6 +15,7 @@ from fastopt._checks import number, shown
 from fastopt._tree import Array
 from fastopt.optimizers.groups import ParamGroup, States, did_you_mean, writable
 from fastopt.optimizers.options import Range, Schedule
+from fastopt.optimizers.states import State
 
 Groups: TypeAlias = Sequence[Mapping[str, Any]]
 
@@ -69,8 +70,8 @@ class Optimizer:
     registry: ClassVar[dict[str, type[Optimizer]]] = {}
     ranges: ClassVar[Mapping[str, Range]] = {}
 
-    # States that come with an option; they outlive it, and go on from there when it comes back.
-    _optional_states: ClassVar[tuple[str, ...]] = ()
+    # Those that begin otherwise than at zero, or come with an option.
+    _special_states: ClassVar[tuple[State, ...]] = ()
 
     _defaults: dict[str, Any]
     _bound: _core.BoundOptimizer | None
@@ -135,10 +136,6 @@ class Optimizer:
         But for those that are a hyper-parameter, or one minus it: these come by their names.
         """
         return {"lr": lr}
-
-    def _initial(self, state: str, options: Mapping[str, Any]) -> float | None:
-        """What a new state is filled with; None, and zeros, for one that its first step makes."""
-        return 0.0
 
     def _check_together(self, options: Mapping[str, Any]) -> None:
         """Raises ValueError for hyper-parameters that do not go together."""
@@ -395,11 +392,10 @@ class Optimizer:
                 if not callable(value):
                     arrays[f"param_groups.{i}.{name}"] = value
         if self._bound is not None:
-            started, owners = self._bound.started.tolist(), self._bound.groups
+            started = self._bound.started.tolist()
             for i, (parameter, state) in enumerate(self.state.items()):
-                options = self._groups[owners[i]]._options
                 for name, array in state.items():
-                    late = name != "step" and self._initial(name, options) is None
+                    late = self._declared(name).initial is None
                     if not late or started[i] or array.any():
                         arrays[f"state.{parameter}.{name}"] = array
         return {key: np.array(value, order="C") for key, value in arrays.items()}
@@ -449,14 +445,14 @@ class Optimizer:
             names = list(_RULES[self._rule(options)][0])
             kept = [
                 name
-                for name in self._optional_states
+                for name in (state.name for state in self._special_states if state.optional)
                 if name not in names and any(owner + name in given for owner in owners)
             ]
             all_names[group._index] = [*names, *kept]
             for owner, i in zip(owners, group._arrays, strict=True):
                 wanted[owner + "step"] = ((), "count")
                 for name in all_names[group._index]:
-                    needed = name not in kept and self._initial(name, options) is not None
+                    needed = name not in kept and self._declared(name).initial is not None
                     if needed or owner + name in given:
                         wanted[owner + name] = (arrays[i].shape, arrays[i].dtype)
         _state.check_keys(caller, given, wanted)
@@ -488,17 +484,15 @@ class Optimizer:
     def _take(self, bound: _core.BoundOptimizer, given: Mapping[str, Array]) -> None:
         """Copies the states and the counts, which were checked."""
         prefixes = [f"state.{name}." for name in bound.names]
+        late = [state.name for state in self._special_states if state.initial is None]
         for group in self._groups:
             for i in group._arrays:
                 prefix = prefixes[i]
-                made = True
-                for name in {**self._states[i], **dict.fromkeys(self._optional_states)}:
-                    initial = self._initial(name, group._options)
-                    made &= initial is not None or prefix + name in given
-                    if name in self._states[i]:
-                        self._states[i][name][...] = given.get(prefix + name, initial or 0.0)
+                for name, array in self._states[i].items():
+                    new = self._declared(name).fill(group._options)
+                    array[...] = given.get(prefix + name, new)
                 bound.counts[i] = count = int(given[prefix + "step"])
-                bound.started[i] = made and count > 0
+                bound.started[i] = count > 0 and all(prefix + name in given for name in late)
         bound.steps, bound.skipped_steps = int(given["steps"]), int(given["skipped_steps"])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -634,7 +628,7 @@ class Optimizer:
                     if name in known:
                         arrays = [states[i][name] for i in group._arrays]
                     else:
-                        initial = self._initial(name, options) or 0.0
+                        initial = self._declared(name).fill(options)
                         arrays = bound.new_states(group._arrays, initial, position)
                     for state, array in zip(new, arrays, strict=True):
                         state[name] = array
@@ -646,6 +640,10 @@ class Optimizer:
                 bound.bind(i, rule, [state[name] for name in _RULES[rule][0]])
                 states[i] = state
             group._options, group._rule = options, rule
+
+    def _declared(self, state: str) -> State:
+        special = (s for s in self._special_states if s.name == state)
+        return next(special, State(state))
 
     def _lr(self, options: Mapping[str, Any]) -> float:
         lr = options["lr"]

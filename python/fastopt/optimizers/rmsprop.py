@@ -10,6 +10,7 @@ import numpy as np
 from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Fraction, NonNegative, Rate, Switch
+from fastopt.optimizers.states import State
 
 __all__ = ["RMSprop"]
 
@@ -86,7 +87,7 @@ class RMSprop(Optimizer):
     ) -> None:
         super().__init__(params, locals())
 
-    _optional_states = ("grad_avg", "momentum_buffer")
+    _special_states = (State("grad_avg", optional=True), State("momentum_buffer", optional=True))
 
     def _rule(self, options: Mapping[str, Any]) -> str:
         centered = "_centered" if options["centered"] else ""

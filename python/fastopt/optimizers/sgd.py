@@ -10,6 +10,7 @@ import numpy as np
 from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Finite, NonNegative, Rate, Switch
+from fastopt.optimizers.states import State
 
 __all__ = ["SGD"]
 
@@ -94,7 +95,7 @@ class SGD(Optimizer):
     ) -> None:
         super().__init__(params, locals())
 
-    _optional_states = ("momentum_buffer",)
+    _special_states = (State("momentum_buffer", initial=None, optional=True),)
 
     def _check_together(self, options: Mapping[str, Any]) -> None:
         if options["nesterov"] and (options["momentum"] == 0.0 or options["dampening"] != 0.0):
@@ -102,9 +103,6 @@ class SGD(Optimizer):
                 f"{type(self).__name__}: nesterov needs momentum > 0 and dampening = 0, got "
                 f"momentum={options['momentum']!r}, dampening={options['dampening']!r}"
             )
-
-    def _initial(self, state: str, options: Mapping[str, Any]) -> None:
-        """The first step with momentum makes the velocity."""
 
     def _rule(self, options: Mapping[str, Any]) -> str:
         if options["momentum"] == 0.0:

@@ -1,0 +1,34 @@
+"""What the states of a rule look like beside its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["State"]
+
+
+@dataclass(frozen=True)
+class State:
+    """
+    A state of every array, in its parameter's shape, dtype and order of memory.
+
+    Attributes
+    ----------
+    name : str
+    initial : float, str or None
+        What it is filled with: a number, or the hyper-parameter of this name. None: zeros, and the
+        array's first step makes it; before that it is not saved.
+    optional : bool
+        It comes with an option, and outlives it: when the option comes back, it goes on from there.
+    """
+
+    name: str
+    initial: float | str | None = 0.0
+    optional: bool = False
+
+    def fill(self, options: Mapping[str, Any]) -> float:
+        """Return the number that a new one is filled with."""
+        value = options[self.initial] if isinstance(self.initial, str) else self.initial
+        return value or 0.0
