@@ -109,7 +109,15 @@ def test_what_is_saved() -> None:
     opt = Adam([{"params": {"W": np.ones(2)}, "lr": 0.5}, {"params": np.ones(3, np.float32)}])
     opt.step([{"W": np.ones(2)}, None])
     saved = opt.state_dict()
-    options = ["lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"]
+    options = [
+        "lr",
+        "betas",
+        "eps",
+        "weight_decay",
+        "amsgrad",
+        "maximize",
+        "decoupled_weight_decay",
+    ]
     assert list(saved) == [
         "steps",
         "skipped_steps",

@@ -93,9 +93,11 @@ class Optimizer:
             for part in getattr(hint, "__metadata__", ())
             if isinstance(part, Range)
         }
-        cls.ranges = {**cls.ranges, **declared}
         if cls.__module__.startswith("fastopt."):
+            cls.ranges = declared
             Optimizer.registry[cls.__name__] = cls
+        else:
+            cls.ranges = {**cls.ranges, **declared}
 
     def __init__(self, params: ArrayTree | None, options: Mapping[str, Any]) -> None:
         """Bind the parameters, if there are any; `options` are the locals of ``__init__``."""
