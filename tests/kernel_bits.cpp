@@ -134,8 +134,8 @@ void norms(Dtype dtype) {
             batch_norm(settings, norm, {nullptr, nullptr, 0.1, true}, nullptr, y);
           },
           [&](const T* dy, T* dx) {
-            batch_norm_backward(settings, norm, dy, nullptr, dx, nullptr, dgamma.data(),
-                                dbeta.data());
+            batch_norm_backward(settings, norm, dy, nullptr, {dx, dgamma.data(), dbeta.data()},
+                                nullptr);
           });
       hash(statistics);
       hash(dgamma);
@@ -157,7 +157,7 @@ void norms(Dtype dtype) {
             group_norm(settings, norm, y);
           },
           [&](const T* dy, T* dx) {
-            group_norm_backward(settings, norm, dy, dx, dgamma.data(), dbeta.data());
+            group_norm_backward(settings, norm, dy, {dx, dgamma.data(), dbeta.data()});
           });
       hash(statistics);
       hash(dgamma);

@@ -187,15 +187,13 @@ py::tuple batch_norm_gradient(const char* function, py::handle dy_object, py::ha
     set_to_zero(dgamma);
     set_to_zero(dbeta);
   } else {
-    void *const dgamma_data = dgamma.mutable_data(), *const dbeta_data = dbeta.mutable_data();
+    const Gradients gradients{dx.data, dgamma.mutable_data(), dbeta.mutable_data()};
     without_gil(arguments, [&] {
       if (saved.corrections.size() == 2 * size_t(channels)) {
         double *const r = saved.corrections.data(), *const d = r + channels;
-        batch_renorm_backward(settings.get(), norm, {0, 0, r, d}, dy, dx.data, dgamma_data,
-                              dbeta_data);
+        batch_renorm_backward(settings.get(), norm, {0, 0, r, d}, dy, gradients);
       } else {
-        batch_norm_backward(settings.get(), norm, dy, y, dx.data, dresidual.data, dgamma_data,
-                            dbeta_data);
+        batch_norm_backward(settings.get(), norm, dy, y, gradients, dresidual.data);
       }
     });
   }
@@ -224,8 +222,7 @@ py::tuple forward(Arguments& arguments, N norm, std::unique_ptr<Saved> saved, in
 template <class N>
 py::tuple gradient(Arguments& arguments, N norm, Saved& saved, index_t statistics,
                    const Shape& shape, py::handle dy_object, py::handle out,
-                   void (*run)(const Settings&, const N&, const void* dy, void* dx, void* dgamma,
-                               void* dbeta)) {
+                   void (*run)(const Settings&, const N&, const void* dy, const Gradients&)) {
   const CurrentSettings settings;
   set_statistics(norm, saved, statistics);
   const void* const dy = arguments.like_x("dy", dy_object, Overlaps::read_first);
@@ -235,9 +232,8 @@ py::tuple gradient(Arguments& arguments, N norm, Saved& saved, index_t statistic
     set_to_zero(dgamma);
     set_to_zero(dbeta);
   } else {
-    void *const dgamma_data = dgamma.mutable_data(), *const dbeta_data = dbeta.mutable_data();
-    without_gil(arguments,
-                [&] { run(settings.get(), norm, dy, dx.data, dgamma_data, dbeta_data); });
+    const Gradients gradients{dx.data, dgamma.mutable_data(), dbeta.mutable_data()};
+    without_gil(arguments, [&] { run(settings.get(), norm, dy, gradients); });
   }
   return py::make_tuple(dx.array, if_given(saved.gamma, dgamma), if_given(saved.beta, dbeta));
 }

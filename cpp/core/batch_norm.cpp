@@ -1,7 +1,5 @@
-#include <cmath>
 #include <limits>
 #include <numeric>
-#include <utility>
 
 #include "norm_parts.h"
 
@@ -12,51 +10,60 @@ constexpr index_t slab_bytes = 5 << 18;                 // a channel this large 
 constexpr index_t page_bytes = 4096;                    // shorter parts of rows disturb prefetching
 constexpr index_t few_rows = 256, few_wide_rows = 512;  // below that, slices are faster
 constexpr index_t chunk_rows = 128;                     // that have sums of their own
+constexpr index_t chunk_elements = 1 << 16;             // the same, of planes
 constexpr index_t unit_bytes = 256;                     // of a row, for each thread
 constexpr index_t backwards_bytes = 1 << 20;  // shorter pieces disturb the hardware's prefetching
 
-// How batch normalization walks through [outer, channels, inner].
+// How batch normalization walks through [outer, channels, inner]: a channel is runs, each a plane
+// of it, or where they would be short, a few columns of a row.
 struct Walk {
   enum Kind {
     slabs,   // runs, a channel at a time: all passes while it is hot
-    slices,  // few rows of columns, likewise, a few channels at a time
+    slices,  // columns of few rows, likewise, a few channels at a time
     planes,  // runs, every pass over everything, in memory order
     rows,    // columns, likewise
   } kind;
   index_t item, bytes;
-  index_t width;    // columns of a channel: short runs are walked as columns
-  index_t columns;  // of all channels; or the channels, where they are runs
-  Chunks chunks;    // of outer, for planes and rows
-  index_t unit;     // channels, of slices: a thread takes whole units
-  index_t slice;    // channels at a time
+  index_t width;  // numbers that a channel is reduced to: one, or one of each of its columns
+  index_t sums;   // those of all channels; where channels are columns, the elements of a row
 
   explicit Walk(const BatchNorm& n)
-      : kind(slabs),
+      : kind(kind_of(n)),
         item(item_size(n.dtype)),
         bytes(n.outer * n.channels * n.inner * item),
-        width(n.inner > few_columns ? 1 : std::max<index_t>(1, n.inner)),
-        columns(n.channels * width),
-        chunks(n.inner > few_columns ? Chunks(n.outer, std::max<index_t>(1, (1 << 16) / n.inner), 1)
-                                     : Chunks(n.outer, chunk_rows, 64)),
-        unit(std::max<index_t>(1, unit_bytes / (width * item))),
-        slice(1) {
-    if (n.inner > few_columns) {
-      const bool hot = n.outer * n.inner * item <= slab_bytes && n.channels > 4;
-      kind = hot || chunks.count == 1 ? slabs : planes;
-    } else if (n.outer < (columns * item < 2 * page_bytes ? few_rows : few_wide_rows)) {
-      kind = slices;
-      const index_t hot = std::max(page_bytes, slice_bytes / n.outer);
-      slice = std::max<index_t>(1, hot / (unit * width * item)) * unit;
-    } else {
-      kind = rows;
-    }
-  }
+        width(columns_of(n)),
+        sums(n.channels * width) {}
+
+  // Channels of slices: a thread takes whole units.
+  index_t unit() const { return std::max<index_t>(1, unit_bytes / (width * item)); }
 
   // Parts of rows can be streamed only if each begins on a cache line.
   bool stream(const void* out) const {
-    const bool on_lines = columns * item % 64 == 0 && unit * width * item % 64 == 0 &&
+    const bool on_lines = sums * item % 64 == 0 && unit() * width * item % 64 == 0 &&
                           reinterpret_cast<__UINTPTR_TYPE__>(out) % 64 == 0;
     return streams(bytes) && (kind != slices || on_lines);
+  }
+
+  // Of outer, for planes and rows.
+  static Chunks chunks_of(const BatchNorm& n) {
+    return n.inner > few_columns
+               ? Chunks(n.outer, std::max<index_t>(1, chunk_elements / n.inner), 1)
+               : Chunks(n.outer, chunk_rows, 64);
+  }
+
+ private:
+  static index_t columns_of(const BatchNorm& n) {
+    return n.inner > few_columns ? 1 : std::max<index_t>(1, n.inner);
+  }
+
+  static Kind kind_of(const BatchNorm& n) {
+    const index_t item = item_size(n.dtype);
+    if (n.inner > few_columns) {
+      const bool hot = n.outer * n.inner * item <= slab_bytes && n.channels > 4;
+      return hot || chunks_of(n).count == 1 ? slabs : planes;
+    }
+    const index_t row_bytes = n.channels * columns_of(n) * item;
+    return n.outer < (row_bytes < 2 * page_bytes ? few_rows : few_wide_rows) ? slices : rows;
   }
 };
 
@@ -65,39 +72,42 @@ struct Walk {
 class Coefficients {
  public:
   Coefficients(index_t arrays, const BatchNorm& n, const Walk& walk)
-      : of_channels_(arrays, n.channels + vector_of_doubles),
-        of_columns_(walk.width > 1 ? arrays : 0, walk.columns + vector_of_doubles),
+      : n_(n),
+        walk_(walk),
         arrays_(arrays),
-        item_(walk.item),
-        width_(walk.width),
-        bytes_(walk.columns * walk.item) {}
+        of_channels_(arrays, n.channels + vector_of_doubles),
+        of_columns_(walk.width > 1 ? arrays : 0, walk.sums + vector_of_doubles) {}
 
-  void* operator()(index_t array, index_t c = 0) const { return at(of_channels_[array], c, item_); }
-
-  void* of_columns(index_t array, index_t c = 0) const {
-    return width_ == 1 ? (*this)(array, c) : at(of_columns_[array], c * width_, item_);
+  // Of the channel c and those after it, or of their columns.
+  ForwardCoefficients forward(index_t c) const {
+    return {of_column(0, c), of_column(1, c), of_column(2, c)};
+  }
+  BackwardCoefficients backward(index_t c) const {
+    return {of_column(3, c), of_column(4, c), of_column(5, c)};
   }
 
-  // center, scale and shift, the first three, from the statistics of the channels c to end.
-  void set_forward(const Norm& kernels, const BatchNorm& n, index_t c, index_t end) const {
-    kernels.forward_coefficients(end - c, from(n.statistics, c), at(n.gamma, c, item_),
-                                 at(n.beta, c, item_), (*this)(0, c), (*this)(1, c), (*this)(2, c));
-    spread(0, 3, c, end);
+  // From the statistics of the channels c to end.
+  void set_forward(const Norm& kernels, index_t c, index_t end) const {
+    kernels.forward_coefficients(end - c, from(n_.statistics, c), at(n_.gamma, c, walk_.item),
+                                 at(n_.beta, c, walk_.item),
+                                 {of_channel(0, c), of_channel(1, c), of_channel(2, c)});
+    spread(0, c, end);
   }
 
-  // From the channels c to end to their columns.
-  void spread(index_t first, index_t last, index_t c, index_t end) const {
-    if (width_ == 1) return;
-    for (index_t array = first; array < last; ++array) {
-      repeat((*this)(array, c), end - c, width_, item_, of_columns(array, c));
-    }
+  // From their sums, too; `count` elements are a channel.
+  void set_backward(const Norm& kernels, double count, GradientSums sums, index_t c,
+                    index_t end) const {
+    kernels.backward_coefficients(end - c, from(n_.statistics, c), count,
+                                  at(n_.gamma, c, walk_.item), sums, of_channel(0, c),
+                                  {of_channel(3, c), of_channel(4, c), of_channel(5, c)});
+    spread(3, c, end);
   }
 
   void go_on() const {
     for (index_t array = 0; array < arrays_; ++array) {
-      char* const first = static_cast<char*>(of_columns(array));
+      char* const first = static_cast<char*>(of_column(array, 0));
       for (index_t byte = 0; byte < vector_of_doubles * 8; ++byte) {
-        first[bytes_ + byte] = first[byte];
+        first[walk_.sums * walk_.item + byte] = first[byte];
       }
     }
   }
@@ -105,93 +115,94 @@ class Coefficients {
  private:
   static constexpr index_t vector_of_doubles = 8;
 
-  Scratch of_channels_, of_columns_;
-  index_t arrays_, item_, width_, bytes_;
+  void* of_channel(index_t array, index_t c) const {
+    return at(of_channels_[array], c, walk_.item);
+  }
+  void* of_column(index_t array, index_t c) const {
+    return walk_.width == 1 ? of_channel(array, c)
+                            : at(of_columns_[array], c * walk_.width, walk_.item);
+  }
+
+  // Three arrays, from the channels c to end to their columns.
+  void spread(index_t first, index_t c, index_t end) const {
+    if (walk_.width == 1) return;
+    for (index_t array = first; array < first + 3; ++array) {
+      repeat(of_channel(array, c), end - c, walk_.width, walk_.item, of_column(array, c));
+    }
+  }
+
+  const BatchNorm& n_;
+  const Walk& walk_;
+  const index_t arrays_;
+  const Scratch of_channels_, of_columns_;
 };
 
-// The running statistics of the channels c to end, where there are such.
-void move_running(const Norm& kernels, const BatchNorm& n, const Running& running, index_t c,
-                  index_t end) {
-  if (running.mean == nullptr) return;
-  const double count = double(n.outer * n.inner);
-  const double factor = running.unbiased ? count / (count - 1) : 1.0;
-  const Statistics s = from(n.statistics, c);
-  const bool units = has_units(s, end - c);
-  const Scratch of_x(2, units ? end - c : 0);
-  double* const mean = units ? of_x[0] : s.mean;
-  double* const variance = units ? of_x[1] : s.variance;
-  for (index_t i = 0; units && i < end - c; ++i) {
-    mean[i] = s.mean[i] / s.unit[i];
-    variance[i] = s.variance[i] / s.unit[i] / s.unit[i];
-  }
-  const auto move = [&](void* average, double correction, const double* value) {
-    kernels.move_average(end - c, running.momentum, correction, value,
-                         at(average, c, item_size(n.dtype)));
-  };
-  move(running.mean, 1.0, mean);
-  move(running.variance, factor, variance);
-}
-
-// What the walk calls for a range of channels: `start`, then `reduce` to two numbers a channel or a
-// column, `finish`, and `apply` to every element. Elements and channels are given by their index.
-struct ForwardPass {
+// What the forward and the backward pass have in common. The walk calls for a range of channels:
+// `start`, then `reduce` to two numbers a channel or a column, `finish`, and `apply` to every
+// element. Elements and channels are given by their index.
+struct Pass {
   const BatchNorm& n;
   const Norm& kernels;
-  const Running& running;
   const Walk& walk;
-  const index_t item = walk.item;
-  bool reduces, applies;
-  index_t reduced_bytes, bytes;  // memory traffic
-  Scratch of_columns;
-  double *first, *second;  // mean and sum of squared deviations
+  const index_t item;
+  bool reduces = true, applies = true;
+  index_t reduced_bytes, bytes;  // memory traffic of reduce, and of apply
   Coefficients coefficients;
-  Forward forward;
+  Scratch sums;
+  double *const first = sums[0], *const second = sums[1];
 
-  ForwardPass(const Settings& settings, const BatchNorm& norm, const Walk& walked,
-              const Running& run, const void* residual, void* y)
+  Pass(const Settings& settings, const Walk& walked, const BatchNorm& norm, index_t arrays)
       : n(norm),
         kernels(settings.table->norm[size_t(n.dtype)]),
-        running(run),
         walk(walked),
-        reduces(n.training),
-        applies(y != nullptr),
-        reduced_bytes(walk.bytes),
-        bytes(walk.bytes * (2 + (residual != nullptr))),
-        of_columns(walk.width > 1 ? 2 : 0, walk.columns),
-        first(walk.width > 1 ? of_columns[0] : n.statistics.mean),
-        second(walk.width > 1 ? of_columns[1] : n.statistics.variance),
-        coefficients(3, n, walk),
-        forward{n.x,
-                residual,
-                y,
-                coefficients.of_columns(0),
-                coefficients.of_columns(1),
-                coefficients.of_columns(2),
-                n.relu,
-                walk.stream(y)} {}
+        item(walk.item),
+        coefficients(arrays, n, walk),
+        sums(2, walk.sums) {}
+};
+
+// `first` are means and `second` sums of squared deviations.
+struct ForwardPass : Pass {
+  const Running& running;
+  const void* residual;
+  void* y;
+
+  ForwardPass(const Settings& settings, const Walk& walk, const BatchNorm& n,
+              const Running& running_statistics, const void* added, void* out)
+      : Pass(settings, walk, n, 3), running(running_statistics), residual(added), y(out) {
+    reduces = n.training;
+    applies = y != nullptr;
+    reduced_bytes = walk.bytes;
+    bytes = walk.bytes * (2 + (residual != nullptr));
+  }
 
   void start(index_t, index_t) const {}
 
   void reduce(index_t element, index_t, Runs runs, double* mean, double* m2) const {
-    kernels.moments(at(n.x, element, item), runs, 1, 0, true, mean, m2);
+    kernels.moments(at(n.x, element, item), runs, 1, 0, true, {mean, m2});
   }
 
-  void reduce_columns(index_t element, index_t, index_t rows, index_t columns, double* mean,
-                      double* m2, double* scratch) const {
-    kernels.column_moments(at(n.x, element, item), rows, walk.columns, columns, mean, m2, scratch);
+  void reduce_columns(index_t element, index_t, Rows rows, double* mean, double* m2,
+                      double* scratch) const {
+    kernels.column_moments(at(n.x, element, item), rows, {mean, m2}, scratch);
   }
 
-  // What more rows say about the columns is joined to what is known of those before them.
-  void join(index_t column, index_t end, index_t known, index_t rows, const double* mean,
-            const double* m2) const {
-    const index_t inner = n.inner / walk.width;
-    kernels.merge(double(known * inner), first + column, second + column, double(rows * inner),
-                  mean + column, m2 + column, end - column);
+  // What more rows say is joined to what is known of those before them.
+  void join(Range mine, Range rows, double* mean, double* m2) const {
+    const index_t inner = n.inner / walk.width, begin = mine.begin;
+    kernels.merge(double(rows.begin * inner), {first + begin, second + begin},
+                  double((rows.end - rows.begin) * inner), {mean + begin, m2 + begin},
+                  mine.end - begin);
   }
 
-  // From the statistics of a channel's columns to its own.
-  void join_columns(index_t c) const {
+  // A channel's statistics from its moments, or from those of its columns.
+  void set_statistics(index_t c) const {
     const double *const mean = first + c * walk.width, *const m2 = second + c * walk.width;
+    const double count = double(n.outer * n.inner);
+    if (walk.width == 1) {
+      n.statistics.mean[c] = *mean;
+      n.statistics.variance[c] = *m2 / count;
+      return;
+    }
     double mean_sum = 0, deviations = 0;
     for (index_t k = 0; k < walk.width; ++k) mean_sum += mean[k];
     n.statistics.mean[c] = mean_sum / double(walk.width);
@@ -199,153 +210,138 @@ struct ForwardPass {
       const double d = mean[k] - n.statistics.mean[c];
       deviations += m2[k] + double(n.outer) * (d * d);
     }
-    n.statistics.variance[c] = deviations;
+    n.statistics.variance[c] = deviations / count;
   }
 
-  // From the sums of squared deviations to everything that depends on the channel alone.
+  // Everything that depends on the channel alone.
   void finish(index_t c, index_t end) const {
-    if (n.training) {
-      for (index_t i = c; walk.width > 1 && i < end; ++i) join_columns(i);
-      const double count = double(n.outer * n.inner);
-      for (index_t i = c; i < end; ++i) n.statistics.variance[i] /= count;
-    }
+    for (index_t i = c; n.training && i < end; ++i) set_statistics(i);
     kernels.choose_units(n.training ? at(n.x, c * n.inner, item) : nullptr,
                          {n.outer, n.channels * n.inner, n.inner}, end - c, n.inner, true,
                          from(n.statistics, c));
     if (n.training) move_running(kernels, n, running, c, end);
-    coefficients.set_forward(kernels, n, c, end);
+    coefficients.set_forward(kernels, c, end);
   }
 
   void apply(index_t element, index_t c, Runs runs) const {
-    if (n.statistics.unit[c] == 1) return kernels.apply(shifted(element, c), runs, 0);
+    if (n.statistics.unit[c] == 1) {
+      return kernels.apply(forward(element, c), after(element), runs, 0);
+    }
     const Scratch copy(1, runs.inner);
     for (index_t run = 0; run < runs.count; ++run) {
-      Forward f = shifted(element + run * runs.stride, c);
-      multiply_by_units(kernels, n.statistics.unit + c, f.x, 1, runs.inner, copy[0]);
-      f.x = copy[0];
-      kernels.apply(f, {1, runs.inner, runs.inner}, 0);
+      const index_t from = element + run * runs.stride;
+      kernels.apply(in_units(from, c, 1, runs.inner, copy), after(from),
+                    {1, runs.inner, runs.inner}, 0);
     }
   }
 
-  void apply_columns(index_t element, index_t c, index_t rows, index_t columns) const {
-    const index_t stride = walk.columns, channels = columns / walk.width;
+  void apply_columns(index_t element, index_t c, Rows rows) const {
+    const index_t channels = rows.columns / walk.width;
     if (!has_units(from(n.statistics, c), channels)) {
-      return kernels.column_apply(shifted(element, c), rows, stride, columns);
+      return kernels.column_apply(forward(element, c), after(element), rows);
     }
-    const Scratch copy(1, columns);
-    for (index_t row = 0; row < rows; ++row) {
-      Forward f = shifted(element + row * stride, c);
-      multiply_by_units(kernels, n.statistics.unit + c, f.x, channels, walk.width, copy[0]);
-      f.x = copy[0];
-      kernels.column_apply(f, 1, stride, columns);
+    const Scratch copy(1, rows.columns);
+    for (index_t row = 0; row < rows.count; ++row) {
+      const index_t from = element + row * rows.stride;
+      kernels.column_apply(in_units(from, c, channels, walk.width, copy), after(from),
+                           {1, rows.stride, rows.columns});
     }
   }
 
-  Forward shifted(index_t element, index_t c) const {
-    Forward f = forward;
-    for (const void** array : {&f.x, &f.residual}) *array = at(*array, element, item);
-    f.y = at(f.y, element, item);
-    for (const void** array : {&f.center, &f.scale, &f.shift}) {
-      *array = at(*array, c * walk.width, item);
-    }
+  Forward forward(index_t element, index_t c) const {
+    return {at(n.x, element, item), at(y, element, item), coefficients.forward(c), walk.stream(y)};
+  }
+
+  // The same of a copy of x in its units, so many of each of so many channels.
+  Forward in_units(index_t element, index_t c, index_t channels, index_t of_each,
+                   const Scratch& copy) const {
+    Forward f = forward(element, c);
+    multiply_by_units(kernels, n.statistics.unit + c, f.x, channels, of_each, copy[0]);
+    f.x = copy[0];
     return f;
   }
+
+  Activation after(index_t element) const { return {at(residual, element, item), n.relu}; }
 };
 
-struct BackwardPass {
-  const BatchNorm& n;
-  const Norm& kernels;
-  void *dgamma, *dbeta;
-  const Walk& walk;
-  const index_t item = walk.item;
-  bool reduces = true, applies = true;
-  index_t reduced_bytes, bytes;
-  Scratch of_channels, of_columns;
-  double *first, *second;  // sums of dy and dy (x - center)
-  Coefficients coefficients;
-  Backward backward;
+// `first` are sums of dy and `second` sums of dy (x - center).
+struct BackwardPass : Pass {
+  const void *dy, *y;
+  const Gradients& gradients;
+  void* dresidual;
+  Scratch of_channels;
 
-  BackwardPass(const Settings& settings, const BatchNorm& norm, const Walk& walked, const void* dy,
-               const void* y, void* dx, void* dresidual, void* gamma_gradient, void* beta_gradient)
-      : n(norm),
-        kernels(settings.table->norm[size_t(n.dtype)]),
-        dgamma(gamma_gradient),
-        dbeta(beta_gradient),
-        walk(walked),
-        reduced_bytes(walk.bytes * 2),
-        bytes(walk.bytes * (3 + (y != nullptr) + (dresidual != nullptr))),
-        of_channels(2, n.channels),
-        of_columns(walk.width > 1 ? 2 : 0, walk.columns),
-        first(walk.width > 1 ? of_columns[0] : of_channels[0]),
-        second(walk.width > 1 ? of_columns[1] : of_channels[1]),
-        coefficients(6, n, walk),
-        backward{dy,
-                 n.x,
-                 y,
-                 dx,
-                 dresidual,
-                 coefficients.of_columns(0),
-                 coefficients.of_columns(1),
-                 coefficients.of_columns(2),
-                 coefficients.of_columns(3),
-                 coefficients.of_columns(4),
-                 coefficients.of_columns(5),
-                 n.relu,
-                 walk.stream(dx)} {}
-
-  void start(index_t c, index_t end) const { coefficients.set_forward(kernels, n, c, end); }
-
-  void reduce(index_t element, index_t c, Runs runs, double* sum, double* product) const {
-    kernels.gradient_sums(shifted(element, c), runs, 1, 0, sum, product);
+  BackwardPass(const Settings& settings, const Walk& walk, const BatchNorm& n,
+               const void* y_gradient, const void* output, const Gradients& results,
+               void* residual_gradient)
+      : Pass(settings, walk, n, 6),
+        dy(y_gradient),
+        y(output),
+        gradients(results),
+        dresidual(residual_gradient),
+        of_channels(walk.width > 1 ? 2 : 0, n.channels) {
+    reduced_bytes = walk.bytes * 2;
+    bytes = walk.bytes * (3 + (y != nullptr) + (dresidual != nullptr));
   }
 
-  void reduce_columns(index_t element, index_t c, index_t rows, index_t columns, double* sum,
-                      double* product, double* scratch) const {
-    kernels.column_gradient_sums(shifted(element, c), rows, walk.columns, columns, sum, product,
+  void start(index_t c, index_t end) const { coefficients.set_forward(kernels, c, end); }
+
+  void reduce(index_t element, index_t c, Runs runs, double* sum, double* product) const {
+    kernels.gradient_sums(backward(element, c), before(element, c), runs, 1, 0, {sum, product});
+  }
+
+  void reduce_columns(index_t element, index_t c, Rows rows, double* sum, double* product,
+                      double* scratch) const {
+    kernels.column_gradient_sums(backward(element, c), before(element, c), rows, {sum, product},
                                  scratch);
   }
 
-  void join(index_t column, index_t end, index_t, index_t, const double* sum,
-            const double* product) const {
-    kernels.add_sums(end - column, sum + column, first + column);
-    kernels.add_sums(end - column, product + column, second + column);
+  void join(Range mine, Range, const double* sum, const double* product) const {
+    const index_t begin = mine.begin, count = mine.end - begin;
+    kernels.add_sums(count, sum + begin, first + begin);
+    kernels.add_sums(count, product + begin, second + begin);
   }
 
-  void join_columns(index_t c) const {
-    for (const auto& [from, to] : {std::pair{first, of_channels[0]}, {second, of_channels[1]}}) {
-      to[c] = std::accumulate(from + c * walk.width, from + (c + 1) * walk.width, 0.0);
-    }
+  // Those of the channels c to end, from those of their columns.
+  GradientSums channel_sums(index_t c, index_t end) const {
+    if (walk.width == 1) return {first + c, second + c};
+    const auto add = [&](const double* of_columns, double* of_channel) {
+      for (index_t i = c; i < end; ++i) {
+        const double* const columns = of_columns + i * walk.width;
+        of_channel[i] = std::accumulate(columns, columns + walk.width, 0.0);
+      }
+    };
+    add(first, of_channels[0]);
+    add(second, of_channels[1]);
+    return {of_channels[0] + c, of_channels[1] + c};
   }
 
   void finish(index_t c, index_t end) const {
-    for (index_t i = c; walk.width > 1 && i < end; ++i) join_columns(i);
-    double *const sums = of_channels[0] + c, *const products = of_channels[1] + c;
+    const GradientSums both = channel_sums(c, end);
     const double count =
         n.training ? double(n.outer * n.inner) : std::numeric_limits<double>::infinity();
-    kernels.backward_coefficients(end - c, from(n.statistics, c), count, at(n.gamma, c, item), sums,
-                                  products, coefficients(0, c), coefficients(3, c),
-                                  coefficients(4, c), coefficients(5, c));
-    coefficients.spread(3, 6, c, end);
-    kernels.round_sums(end - c, products, at(dgamma, c, item));
-    kernels.round_sums(end - c, sums, at(dbeta, c, item));
+    coefficients.set_backward(kernels, count, both, c, end);
+    kernels.round_sums(end - c, both.product, at(gradients.dgamma, c, item));
+    kernels.round_sums(end - c, both.dy, at(gradients.dbeta, c, item));
   }
 
   void apply(index_t element, index_t c, Runs runs) const {
-    kernels.gradient_apply(shifted(element, c), runs, 0);
+    kernels.gradient_apply(backward(element, c), before(element, c), runs, 0);
   }
 
-  void apply_columns(index_t element, index_t c, index_t rows, index_t columns) const {
-    kernels.column_gradient_apply(shifted(element, c), rows, walk.columns, columns);
+  void apply_columns(index_t element, index_t c, Rows rows) const {
+    kernels.column_gradient_apply(backward(element, c), before(element, c), rows);
   }
 
-  Backward shifted(index_t element, index_t c) const {
-    Backward b = backward;
-    for (const void** array : {&b.dy, &b.x, &b.y}) *array = at(*array, element, item);
-    for (void** array : {&b.dx, &b.dresidual}) *array = at(*array, element, item);
-    for (const void** array : {&b.center, &b.scale, &b.shift, &b.on_dy, &b.on_x, &b.constant}) {
-      *array = at(*array, c * walk.width, item);
-    }
-    return b;
+  Backward backward(index_t element, index_t c) const {
+    return {at(dy, element, item),          at(n.x, element, item),
+            coefficients.forward(c).center, at(gradients.dx, element, item),
+            coefficients.backward(c),       walk.stream(gradients.dx)};
+  }
+
+  ActivationGradient before(index_t element, index_t c) const {
+    const ForwardCoefficients by = coefficients.forward(c);
+    return {n.relu, at(y, element, item), by.scale, by.shift, at(dresidual, element, item)};
   }
 };
 
@@ -375,78 +371,79 @@ void visit_slabs(const Settings& settings, const Pass& pass) {
 
 // The same for the columns of a few channels at a time.
 template <class Pass>
-void visit_slices(const Settings& settings, const Walk& walk, const Pass& pass) {
+void visit_slices(const Settings& settings, const Pass& pass) {
   const BatchNorm& n = pass.n;
-  const index_t units = (n.channels + walk.unit - 1) / walk.unit, width = walk.width;
+  const index_t width = pass.walk.width, unit = pass.walk.unit();
+  const index_t units = (n.channels + unit - 1) / unit;
+  const index_t hot = std::max(page_bytes, slice_bytes / n.outer);
+  const index_t most = std::max<index_t>(1, hot / (unit * width * pass.item)) * unit;
   parallel_for(settings, pass.bytes, [&](int part, int parts) {
     const Range mine = share(units, part, parts);
-    const index_t last = std::min(mine.end * walk.unit, n.channels);
-    const Scratch scratch(3, std::min(walk.slice, n.channels) * width);
-    for (index_t c = mine.begin * walk.unit, end; c < last; c = end) {
-      end = std::min(c + walk.slice, last);
-      const index_t column = c * width, columns = (end - c) * width;
+    const index_t last = std::min(mine.end * unit, n.channels);
+    const Scratch scratch(3, std::min(most, n.channels) * width);
+    for (index_t c = mine.begin * unit, end; c < last; c = end) {
+      end = std::min(c + most, last);
+      const index_t column = c * width;
+      const Rows rows{n.outer, pass.walk.sums, (end - c) * width};
       pass.start(c, end);
       if (pass.reduces) {
-        pass.reduce_columns(column, c, n.outer, columns, pass.first + column, pass.second + column,
-                            scratch[0]);
+        pass.reduce_columns(column, c, rows, pass.first + column, pass.second + column, scratch[0]);
       }
       pass.finish(c, end);
-      if (pass.applies) pass.apply_columns(column, c, n.outer, columns);
+      if (pass.applies) pass.apply_columns(column, c, rows);
     }
   });
 }
 
 // Reduces chunks of planes or rows on their own, and joins what they yield in order.
 template <class Pass>
-void reduce_chunks(const Settings& settings, const Walk& walk, const Pass& pass) {
+void reduce_chunks(const Settings& settings, const Pass& pass) {
   const BatchNorm& n = pass.n;
-  const Chunks& chunks = walk.chunks;
-  const index_t columns = walk.columns, inner = n.inner;
-  const Scratch first(chunks.count, columns), second(chunks.count, columns);
+  const Chunks chunks = Walk::chunks_of(n);
+  const index_t sums = pass.walk.sums, inner = n.inner;
+  const Scratch first(chunks.count, sums), second(chunks.count, sums);
   parallel_for(settings, pass.reduced_bytes, [&](int part, int parts) {
-    if (walk.kind == Walk::rows) {
+    if (pass.walk.kind == Walk::rows) {
       const Range mine = share(chunks.count, part, parts);
-      const Scratch scratch(3, columns);
+      const Scratch scratch(3, sums);
       for (index_t k = mine.begin; k < mine.end; ++k) {
-        const Range rows = chunks(k, n.outer);
-        pass.reduce_columns(rows.begin * columns, 0, rows.end - rows.begin, columns, first[k],
-                            second[k], scratch[0]);
+        const auto [begin, end] = chunks(k, n.outer);
+        pass.reduce_columns(begin * sums, 0, {end - begin, sums, sums}, first[k], second[k],
+                            scratch[0]);
       }
     } else {
       const index_t channels = n.channels;
       const Range mine = share(chunks.count * channels, part, parts);
       for (index_t i = mine.begin; i < mine.end; ++i) {
         const index_t k = i / channels, c = i % channels;
-        const Range planes = chunks(k, n.outer);
-        pass.reduce((planes.begin * channels + c) * inner, c,
-                    {planes.end - planes.begin, channels * inner, inner}, first[k] + c,
-                    second[k] + c);
+        const auto [begin, end] = chunks(k, n.outer);
+        pass.reduce((begin * channels + c) * inner, c, {end - begin, channels * inner, inner},
+                    first[k] + c, second[k] + c);
       }
     }
   });
-  parallel_for(settings, chunks.count * columns * 16, [&](int part, int parts) {
-    const Range mine = share(columns, part, parts);
+  parallel_for(settings, chunks.count * sums * 16, [&](int part, int parts) {
+    const Range mine = share(sums, part, parts);
     std::copy(first[0] + mine.begin, first[0] + mine.end, pass.first + mine.begin);
     std::copy(second[0] + mine.begin, second[0] + mine.end, pass.second + mine.begin);
     for (index_t k = 1; k < chunks.count; ++k) {
-      const Range rows = chunks(k, n.outer);
-      pass.join(mine.begin, mine.end, rows.begin, rows.end - rows.begin, first[k], second[k]);
+      pass.join(mine, chunks(k, n.outer), first[k], second[k]);
     }
   });
 }
 
 // All elements from the last to the first: the last ones that were reduced are in the cache.
 template <class Pass>
-void apply_backwards(const Settings& settings, const Walk& walk, const Pass& pass) {
+void apply_backwards(const Settings& settings, const Pass& pass) {
   const BatchNorm& n = pass.n;
   parallel_for(settings, pass.bytes, [&](int part, int parts) {
-    if (walk.kind == Walk::rows) {
+    if (pass.walk.kind == Walk::rows) {
       const Range mine = share(n.outer, part, parts);
-      const index_t columns = walk.columns;
-      const index_t most = std::max<index_t>(1, backwards_bytes / (columns * walk.item));
+      const index_t columns = pass.walk.sums;
+      const index_t most = std::max<index_t>(1, backwards_bytes / (columns * pass.item));
       for (index_t end = mine.end, begin; end > mine.begin; end = begin) {
         begin = std::max(mine.begin, end - most);
-        pass.apply_columns(begin * columns, 0, end - begin, columns);
+        pass.apply_columns(begin * columns, 0, {end - begin, columns, columns});
       }
     } else {
       const Range mine = share(n.outer * n.channels, part, parts);
@@ -458,106 +455,53 @@ void apply_backwards(const Settings& settings, const Walk& walk, const Pass& pas
 }
 
 template <class Pass>
-void visit_channels(const Settings& settings, const Walk& walk, const Pass& pass) {
-  if (walk.kind == Walk::slabs) return visit_slabs(settings, pass);
-  if (walk.kind == Walk::slices) return visit_slices(settings, walk, pass);
+void visit_channels(const Settings& settings, const Pass& pass) {
+  if (pass.walk.kind == Walk::slabs) return visit_slabs(settings, pass);
+  if (pass.walk.kind == Walk::slices) return visit_slices(settings, pass);
   // For its floating-point environment.
   parallel_for(settings, 0, [&](int, int) { pass.start(0, pass.n.channels); });
-  if (pass.reduces) reduce_chunks(settings, walk, pass);
+  if (pass.reduces) reduce_chunks(settings, pass);
   parallel_for(settings, 0, [&](int, int) { pass.finish(0, pass.n.channels); });
   pass.coefficients.go_on();
-  if (pass.applies) apply_backwards(settings, walk, pass);
-}
-
-// Batch renormalization from the statistics: r and d, and what stands for gamma and beta.
-template <class T>
-void correct(const BatchNorm& n, const Running& running, const Renorm& renorm, void* scale_data,
-             void* shift_data) {
-  const T* const gamma = static_cast<const T*>(n.gamma);
-  const T* const beta = static_cast<const T*>(n.beta);
-  const T* const running_mean = static_cast<const T*>(running.mean);
-  const T* const running_variance = static_cast<const T*>(running.variance);
-  const Statistics& s = n.statistics;
-  for (index_t c = 0; c < n.channels; ++c) {
-    const double unit = s.unit[c], sigma = std::sqrt(s.variance[c] + s.eps * unit * unit) / unit;
-    const double running_sigma = std::sqrt(double(running_variance[c]) + s.eps);
-    const double distance = s.mean[c] / unit - double(running_mean[c]);
-    const double r = std::clamp(sigma / running_sigma, 1 / renorm.r_max, renorm.r_max);
-    const double d = std::clamp(distance / running_sigma, -renorm.d_max, renorm.d_max);
-    const double weight = gamma == nullptr ? 1.0 : double(gamma[c]);
-    renorm.r[c] = r;
-    renorm.d[c] = d;
-    static_cast<T*>(scale_data)[c] = T(weight * r);
-    static_cast<T*>(shift_data)[c] = T(weight * d + (beta == nullptr ? 0.0 : double(beta[c])));
-  }
-}
-
-template <class T>
-void scale_by_r(const BatchNorm& n, const Renorm& renorm, void* scale) {
-  const T* const gamma = static_cast<const T*>(n.gamma);
-  for (index_t c = 0; c < n.channels; ++c) {
-    static_cast<T*>(scale)[c] = T((gamma == nullptr ? 1.0 : double(gamma[c])) * renorm.r[c]);
-  }
-}
-
-// gamma's part in the scale and in the shift.
-template <class T>
-void join_gradients(const BatchNorm& n, const Renorm& renorm, void* dgamma_data,
-                    const void* dbeta_data) {
-  T* const dgamma = static_cast<T*>(dgamma_data);
-  const T* const dbeta = static_cast<const T*>(dbeta_data);
-  for (index_t c = 0; c < n.channels; ++c) {
-    dgamma[c] = T(renorm.r[c] * double(dgamma[c]) + renorm.d[c] * double(dbeta[c]));
-  }
+  if (pass.applies) apply_backwards(settings, pass);
 }
 
 }  // namespace
 
+void move_running(const Norm& kernels, const BatchNorm& n, const Running& running, index_t c,
+                  index_t end) {
+  if (running.mean == nullptr) return;
+  const double count = double(n.outer * n.inner);
+  const double factor = running.unbiased ? count / (count - 1) : 1.0;
+  const Statistics s = from(n.statistics, c);
+  const bool units = has_units(s, end - c);
+  const Scratch of_x(2, units ? end - c : 0);
+  double* const mean = units ? of_x[0] : s.mean;
+  double* const variance = units ? of_x[1] : s.variance;
+  for (index_t i = 0; units && i < end - c; ++i) {
+    mean[i] = s.mean[i] / s.unit[i];
+    variance[i] = s.variance[i] / s.unit[i] / s.unit[i];
+  }
+  const auto move = [&](void* average, double correction, const double* value) {
+    kernels.move_average(end - c, running.momentum, correction, value,
+                         at(average, c, item_size(n.dtype)));
+  };
+  move(running.mean, 1.0, mean);
+  move(running.variance, factor, variance);
+}
+
 void batch_norm(const Settings& settings, const BatchNorm& n, const Running& running,
                 const void* residual, void* y) {
   const Walk walk(n);
-  visit_channels(settings, walk, ForwardPass(settings, n, walk, running, residual, y));
+  visit_channels(settings, ForwardPass(settings, walk, n, running, residual, y));
 }
 
 void batch_norm_backward(const Settings& settings, const BatchNorm& norm, const void* dy,
-                         const void* y, void* dx, void* dresidual, void* dgamma, void* dbeta) {
+                         const void* y, const Gradients& gradients, void* dresidual) {
   const index_t channels = norm.channels, rows = norm.outer * channels;
-  in_units(settings, norm, channels, rows, norm.inner, dx, [&](const BatchNorm& n) {
+  in_units(settings, norm, channels, rows, norm.inner, gradients.dx, [&](const BatchNorm& n) {
     const Walk walk(n);
-    visit_channels(settings, walk,
-                   BackwardPass(settings, n, walk, dy, y, dx, dresidual, dgamma, dbeta));
-  });
-}
-
-void batch_renorm(const Settings& settings, const BatchNorm& n, const Running& running,
-                  const Renorm& renorm, void* y) {
-  batch_norm(settings, n, {}, nullptr, nullptr);
-  const Scratch parameters(2, n.channels);
-  parallel_for(settings, 0, [&](int, int) {
-    const auto run = n.dtype == Dtype::float32 ? correct<float> : correct<double>;
-    run(n, running, renorm, parameters[0], parameters[1]);
-    move_running(settings.table->norm[size_t(n.dtype)], n, running, 0, n.channels);
-  });
-  BatchNorm corrected = n;
-  corrected.training = false;
-  corrected.gamma = parameters[0];
-  corrected.beta = parameters[1];
-  batch_norm(settings, corrected, {}, nullptr, y);
-}
-
-void batch_renorm_backward(const Settings& settings, const BatchNorm& n, const Renorm& renorm,
-                           const void* dy, void* dx, void* dgamma, void* dbeta) {
-  const Scratch scale(1, n.channels);
-  BatchNorm corrected = n;
-  corrected.gamma = scale[0];
-  const bool single = n.dtype == Dtype::float32;
-  parallel_for(settings, 0, [&](int, int) {
-    single ? scale_by_r<float>(n, renorm, scale[0]) : scale_by_r<double>(n, renorm, scale[0]);
-  });
-  batch_norm_backward(settings, corrected, dy, nullptr, dx, nullptr, dgamma, dbeta);
-  parallel_for(settings, 0, [&](int, int) {
-    single ? join_gradients<float>(n, renorm, dgamma, dbeta)
-           : join_gradients<double>(n, renorm, dgamma, dbeta);
+    visit_channels(settings, BackwardPass(settings, walk, n, dy, y, gradients, dresidual));
   });
 }
 

@@ -44,42 +44,42 @@ class GroupsAsRows {
   LayerNorm rows_;
 };
 
-void group_gradients(const Settings& settings, const GroupNorm& n, const void* dy, void* dx,
-                     void* dgamma, void* dbeta) {
+void group_gradients(const Settings& settings, const GroupNorm& n, const void* dy,
+                     const Gradients& gradients) {
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = item_size(n.dtype), run = n.inner, group = n.channels * n.inner;
   const index_t bytes = n.samples * n.groups * group * item, channels = n.groups * n.channels;
   if (short_runs(n)) {
-    return row_gradients(settings, *GroupsAsRows(n), n.inner, dy, dx, dgamma, dbeta);
+    return row_gradients(settings, *GroupsAsRows(n), n.inner, dy, gradients);
   }
   const Scratch sums(n.samples, channels), products(n.samples, channels);
   parallel_for(settings, 3 * bytes, [&](int part, int parts) {
     const Scratch coefficients(6, channels), of_groups(3, n.groups);
+    void* const center = forward_in(coefficients).center;
+    const BackwardCoefficients by = backward_in(coefficients);
     visit_groups(n, group * item, part, parts, [&](index_t g, index_t end) {
       const index_t c = g % n.groups * n.channels, count = (end - g) * n.channels;
-      double* const sum = sums[g / n.groups] + c;
-      double* const product = products[g / n.groups] + c;
-      kernels.forward_coefficients(end - g, from(n.statistics, g), nullptr, nullptr, of_groups[0],
-                                   of_groups[1], of_groups[2]);
-      repeat(of_groups[0], end - g, n.channels, item, coefficients[0]);
+      const GradientSums both{sums[g / n.groups] + c, products[g / n.groups] + c};
+      const Statistics statistics = from(n.statistics, g);
+      const void* const gamma = at(n.gamma, c, item);
+      kernels.forward_coefficients(end - g, statistics, nullptr, nullptr, forward_in(of_groups));
+      repeat(of_groups[0], end - g, n.channels, item, center);
       const index_t first = g * group;
-      const Backward b = backward_of(at(dy, first, item), at(n.x, first, item), at(dx, first, item),
-                                     coefficients, streams(bytes));
+      const Backward b{
+          at(dy, first, item), at(n.x, first, item), center, at(gradients.dx, first, item), by,
+          streams(bytes)};
       if (run <= few_columns) {
-        kernels.row_gradient_sums(b, nullptr, 0, count, run, sum, product);
+        kernels.row_gradient_sums(b, {}, count, run, both);
       } else {
-        kernels.gradient_sums(b, {1, run, run}, count, run, sum, product);
+        kernels.gradient_sums(b, {}, {1, run, run}, count, run, both);
       }
       if (n.channels == 1) {  // many at a time, not one by one
-        kernels.backward_coefficients(count, from(n.statistics, g), double(group),
-                                      at(n.gamma, c, item), sum, product, coefficients[0],
-                                      coefficients[3], coefficients[4], coefficients[5]);
+        kernels.backward_coefficients(count, statistics, double(group), gamma, both, center, by);
       } else {
-        kernels.group_coefficients(end - g, n.channels, from(n.statistics, g), double(group),
-                                   at(n.gamma, c, item), sum, product, coefficients[0],
-                                   coefficients[3], coefficients[4], coefficients[5]);
+        kernels.group_coefficients(end - g, n.channels, statistics, double(group), gamma, both,
+                                   center, by);
       }
-      kernels.gradient_apply(b, {count, run, run}, 1);
+      kernels.gradient_apply(b, {}, {count, run, run}, 1);
     });
   });
   parallel_for(settings, 16 * n.samples * channels, [&](int part, int parts) {
@@ -89,8 +89,8 @@ void group_gradients(const Settings& settings, const GroupNorm& n, const void* d
       kernels.add_sums(width, sums[sample] + c, sums[0] + c);
       kernels.add_sums(width, products[sample] + c, products[0] + c);
     }
-    kernels.round_sums(width, products[0] + c, at(dgamma, c, item));
-    kernels.round_sums(width, sums[0] + c, at(dbeta, c, item));
+    kernels.round_sums(width, products[0] + c, at(gradients.dgamma, c, item));
+    kernels.round_sums(width, sums[0] + c, at(gradients.dbeta, c, item));
   });
 }
 
@@ -103,15 +103,15 @@ void group_norm(const Settings& settings, const GroupNorm& n, void* y) {
   const index_t bytes = n.samples * n.groups * group * item;
   parallel_for(settings, 2 * bytes, [&](int part, int parts) {
     const index_t most = n.groups * n.channels;
-    const Scratch coefficients(3, most), of_channels(3, most);
+    const Scratch coefficients(3, most), of_channels(3, most), m2(1, n.groups);
+    const ForwardCoefficients by = forward_in(coefficients);
     visit_groups(n, group * item, part, parts, [&](index_t g, index_t end) {
       const index_t c = g % n.groups * n.channels, groups = end - g, channels = groups * n.channels;
       const Statistics statistics = from(n.statistics, g);
-      const Runs runs{1, group, group};
       const void* x = at(n.x, g * group, item);
-      kernels.moments(x, runs, groups, group, true, statistics.mean, statistics.variance);
-      for (index_t i = 0; i < groups; ++i) statistics.variance[i] /= double(group);
-      kernels.choose_units(x, runs, groups, group, true, statistics);
+      kernels.row_moments(x, groups, group, true, {statistics.mean, m2[0]});
+      for (index_t i = 0; i < groups; ++i) statistics.variance[i] = m2[0][i] / double(group);
+      kernels.choose_units(x, {1, group, group}, groups, group, true, statistics);
       std::optional<Scratch> copy;
       if (has_units(statistics, groups)) {
         copy.emplace(groups, group);
@@ -123,20 +123,17 @@ void group_norm(const Settings& settings, const GroupNorm& n, void* y) {
       repeat<double>(statistics.unit, groups, n.channels, of_channels[2]);
       kernels.forward_coefficients(channels,
                                    {of_channels[0], of_channels[1], of_channels[2], statistics.eps},
-                                   at(n.gamma, c, item), at(n.beta, c, item), coefficients[0],
-                                   coefficients[1], coefficients[2]);
-      kernels.apply({x, nullptr, at(y, g * group, item), coefficients[0], coefficients[1],
-                     coefficients[2], false, streams(bytes)},
-                    {channels, run, run}, 1);
+                                   at(n.gamma, c, item), at(n.beta, c, item), by);
+      kernels.apply({x, at(y, g * group, item), by, streams(bytes)}, {}, {channels, run, run}, 1);
     });
   });
 }
 
-void group_norm_backward(const Settings& settings, const GroupNorm& norm, const void* dy, void* dx,
-                         void* dgamma, void* dbeta) {
+void group_norm_backward(const Settings& settings, const GroupNorm& norm, const void* dy,
+                         const Gradients& gradients) {
   const index_t groups = norm.samples * norm.groups;
-  in_units(settings, norm, groups, groups, norm.channels * norm.inner, dx,
-           [&](const GroupNorm& n) { group_gradients(settings, n, dy, dx, dgamma, dbeta); });
+  in_units(settings, norm, groups, groups, norm.channels * norm.inner, gradients.dx,
+           [&](const GroupNorm& n) { group_gradients(settings, n, dy, gradients); });
 }
 
 }  // namespace fastopt

@@ -15,6 +15,11 @@ struct Normalization {
   Statistics statistics;  // before the forward pass, all units are 1
 };
 
+// The results of a backward pass.
+struct Gradients {
+  void *dx, *dgamma, *dbeta;
+};
+
 // Statistics of each channel; those of evaluation are given.
 struct BatchNorm : Normalization {
   index_t outer, channels, inner;
@@ -36,7 +41,7 @@ void batch_norm(const Settings& settings, const BatchNorm& norm, const Running& 
 // y: the output, where the sign of what was rectified does not follow from x; dresidual and y may
 // be nullptr.
 void batch_norm_backward(const Settings& settings, const BatchNorm& norm, const void* dy,
-                         const void* y, void* dx, void* dresidual, void* dgamma, void* dbeta);
+                         const void* y, const Gradients& gradients, void* dresidual);
 
 // Batch renormalization: y = gamma (xhat r + d) + beta, where r and d lead from the batch's
 // statistics towards the running ones, within limits.
@@ -48,7 +53,7 @@ struct Renorm {
 void batch_renorm(const Settings& settings, const BatchNorm& norm, const Running& running,
                   const Renorm& renorm, void* y);
 void batch_renorm_backward(const Settings& settings, const BatchNorm& norm, const Renorm& renorm,
-                           const void* dy, void* dx, void* dgamma, void* dbeta);
+                           const void* dy, const Gradients& gradients);
 
 // Statistics of each sample's groups of channels, gamma and beta of each channel of a sample;
 // inputs are [samples, groups * channels, inner].
@@ -57,8 +62,8 @@ struct GroupNorm : Normalization {
 };
 
 void group_norm(const Settings& settings, const GroupNorm& norm, void* y);
-void group_norm_backward(const Settings& settings, const GroupNorm& norm, const void* dy, void* dx,
-                         void* dgamma, void* dbeta);
+void group_norm_backward(const Settings& settings, const GroupNorm& norm, const void* dy,
+                         const Gradients& gradients);
 
 // Statistics of each row, gamma and beta of each element of `groups` rows, after which they begin
 // anew; the mean is zero unless centered.
@@ -68,7 +73,7 @@ struct LayerNorm : Normalization {
 };
 
 void layer_norm(const Settings& settings, const LayerNorm& norm, void* y);
-void layer_norm_backward(const Settings& settings, const LayerNorm& norm, const void* dy, void* dx,
-                         void* dgamma, void* dbeta);
+void layer_norm_backward(const Settings& settings, const LayerNorm& norm, const void* dy,
+                         const Gradients& gradients);
 
 }  // namespace fastopt

@@ -43,21 +43,12 @@ inline void repeat(const void* from, index_t n, index_t times, index_t item, voi
   item == 4 ? repeat<float>(from, n, times, to) : repeat<double>(from, n, times, to);
 }
 
-inline Backward backward_of(const void* dy, const void* x, void* dx, const Scratch& coefficients,
-                            bool stream) {
-  return {dy,
-          x,
-          nullptr,
-          dx,
-          nullptr,
-          coefficients[0],
-          coefficients[1],
-          coefficients[2],
-          coefficients[3],
-          coefficients[4],
-          coefficients[5],
-          false,
-          stream};
+// Arrays of coefficients: three of the forward pass, then three of the backward.
+inline ForwardCoefficients forward_in(const Scratch& arrays) {
+  return {arrays[0], arrays[1], arrays[2]};
+}
+inline BackwardCoefficients backward_in(const Scratch& arrays) {
+  return {arrays[3], arrays[4], arrays[5]};
 }
 
 // Those from the statistic i on.
@@ -78,7 +69,7 @@ inline void multiply_by_units(const Norm& kernels, const double* unit, const voi
   void *const units = coefficients[0], *const zeros = coefficients[1];
   kernels.round_sums(rows, unit, units);
   std::fill_n(coefficients[1], rows, 0.0);
-  kernels.apply({x, nullptr, y, zeros, units, zeros, false, false}, {rows, columns, columns}, 1);
+  kernels.apply({x, y, {zeros, units, zeros}, false}, {}, {rows, columns, columns}, 1);
 }
 
 // Calls pass(n) with x in the units of its rows, which repeat themselves after so many statistics,
@@ -106,8 +97,12 @@ void in_units(const Settings& settings, const N& n, index_t statistics, index_t 
   multiply(dx, dx);
 }
 
+// Moves the running statistics of the channels c to end, where there are such.
+void move_running(const Norm& kernels, const BatchNorm& n, const Running& running, index_t c,
+                  index_t end);
+
 // Every row's dx, and dgamma and dbeta, each of `run` neighbours in a sample.
 void row_gradients(const Settings& settings, const LayerNorm& n, index_t run, const void* dy,
-                   void* dx, void* dgamma, void* dbeta);
+                   const Gradients& gradients);
 
 }  // namespace fastopt

@@ -35,20 +35,18 @@ void move_average(index_t n, double momentum, double factor, const double* __res
   }
 }
 
-// center, scale and shift of the forward pass.
 template <class T>
 void forward_coefficients(index_t n, const Statistics& s, const void* gamma_data,
-                          const void* beta_data, void* center_data, void* scale_data,
-                          void* shift_data) {
+                          const void* beta_data, const ForwardCoefficients& to) {
   const double* __restrict const mean = s.mean;
   const double* __restrict const variance = s.variance;
   const double* __restrict const unit = s.unit;
   const double eps = s.eps;
   const T* const gamma = static_cast<const T*>(gamma_data);
   const T* const beta = static_cast<const T*>(beta_data);
-  T* __restrict const center = static_cast<T*>(center_data);
-  T* __restrict const scale = static_cast<T*>(scale_data);
-  T* __restrict const shift = static_cast<T*>(shift_data);
+  T* __restrict const center = static_cast<T*>(to.center);
+  T* __restrict const scale = static_cast<T*>(to.scale);
+  T* __restrict const shift = static_cast<T*>(to.shift);
   with_flags(
       [=](auto with_gamma, auto with_beta) {
 #pragma omp simd
@@ -70,18 +68,19 @@ void forward_coefficients(index_t n, const Statistics& s, const void* gamma_data
 // where it is a constant.
 template <class T>
 void backward_coefficients(index_t n, const Statistics& s, double count, const void* gamma_data,
-                           const double* __restrict sums, double* __restrict products,
-                           const void* center_data, void* on_dy_data, void* on_x_data,
-                           void* constant_data) {
+                           GradientSums both, const void* center_data,
+                           const BackwardCoefficients& to) {
+  const double* __restrict const sums = both.dy;
+  double* __restrict const products = both.product;
   const double* __restrict const mean = s.mean;
   const double* __restrict const variance = s.variance;
   const double* __restrict const unit = s.unit;
   const double eps = s.eps;
   const T* const gamma = static_cast<const T*>(gamma_data);
   const T* __restrict const center = static_cast<const T*>(center_data);
-  T* __restrict const on_dy = static_cast<T*>(on_dy_data);
-  T* __restrict const on_x = static_cast<T*>(on_x_data);
-  T* __restrict const constant = static_cast<T*>(constant_data);
+  T* __restrict const on_dy = static_cast<T*>(to.on_dy);
+  T* __restrict const on_x = static_cast<T*>(to.on_x);
+  T* __restrict const constant = static_cast<T*>(to.constant);
   with_flags(
       [=](auto with_gamma) {
         const double each = 1 / count;
@@ -105,14 +104,15 @@ void backward_coefficients(index_t n, const Statistics& s, double count, const v
 // The same for groups of n channels, which have a statistic in common.
 template <class T>
 void group_coefficients(index_t groups, index_t n, const Statistics& s, double count,
-                        const void* gamma_data, const double* sums, double* products,
-                        const void* center_data, void* on_dy_data, void* on_x_data,
-                        void* constant_data) {
+                        const void* gamma_data, GradientSums both, const void* center_data,
+                        const BackwardCoefficients& to) {
+  const double* const sums = both.dy;
+  double* const products = both.product;
   const T* const gamma = static_cast<const T*>(gamma_data);
   const T* const center = static_cast<const T*>(center_data);
-  T* const on_dy = static_cast<T*>(on_dy_data);
-  T* const on_x = static_cast<T*>(on_x_data);
-  T* const constant = static_cast<T*>(constant_data);
+  T* const on_dy = static_cast<T*>(to.on_dy);
+  T* const on_x = static_cast<T*>(to.on_x);
+  T* const constant = static_cast<T*>(to.constant);
   with_flags(
       [=, &s](auto with_gamma) {
         const double each = 1 / count;

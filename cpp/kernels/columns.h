@@ -1,5 +1,5 @@
-// Normalization of columns: rows of `columns` neighbours, `stride` apart, each column with its
-// statistics. Included by kernels.cpp inside the namespace of one ISA.
+// Normalization of columns, each with its statistics. Included by kernels.cpp inside the namespace
+// of one ISA.
 
 // Sums in T are moved to double after this many rows.
 constexpr index_t block_rows = 64;
@@ -28,8 +28,10 @@ void four_rows(index_t begin, index_t end, Visit visit) {
 }
 
 template <class T>
-void column_moments(const void* data, index_t rows, index_t stride, index_t columns,
-                    double* __restrict mean, double* __restrict m2, void* scratch) {
+void column_moments(const void* data, Rows rows, Moments to, void* scratch) {
+  const index_t stride = rows.stride, columns = rows.columns;
+  double* __restrict const mean = to.mean;
+  double* __restrict const m2 = to.m2;
   const T* const x = static_cast<const T*>(data);
   T* __restrict const center = static_cast<T*>(scratch);
   T* __restrict const sum = center + columns;
@@ -38,13 +40,13 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
   const auto clear = [=](T* values) {
     for (index_t c = 0; c < columns; ++c) values[c] = 0;
   };
-  for (index_t begin = 0; begin < rows; begin += block_rows) {
-    const index_t end = begin + block_rows <= rows ? begin + block_rows : rows;
+  for (index_t begin = 0; begin < rows.count; begin += block_rows) {
+    const index_t end = begin + block_rows <= rows.count ? begin + block_rows : rows.count;
     const double count = double(end - begin), counted = double(begin);
     if (begin == 0) {
       // The mean of a few rows from all over the block: its distance from the block's mean costs
       // three bits at most, because those rows' own deviations are part of the sum.
-      const index_t some = rows < center_rows ? rows : center_rows;
+      const index_t some = rows.count < center_rows ? rows.count : center_rows;
       clear(center);
       for (index_t k = 0; k < some; ++k) {
         const T* __restrict const row = x + k * end / some * stride;
@@ -96,10 +98,11 @@ void column_moments(const void* data, index_t rows, index_t stride, index_t colu
 // f<V>(element, column) for every element, y's stores streamed or not. Streamed rows that lie one
 // after the other are one run: the columns' coefficients go on past the last one with the first.
 template <class T, bool stream, class F>
-void map_columns(index_t rows, index_t stride, index_t columns, T* y, F f) {
-  if (stream && stride == columns) {
+void map_columns(Rows rows, T* y, F f) {
+  const index_t columns = rows.columns;
+  if (stream && rows.stride == columns) {
     index_t column = 0;
-    map<T, stream>(rows * columns, y, [&]<class V>(index_t i) {
+    map<T, stream>(rows.count * columns, y, [&]<class V>(index_t i) {
       const index_t c = column;
       column += index_t(sizeof(V) / sizeof(T));
       while (column >= columns) column -= columns;
@@ -107,52 +110,53 @@ void map_columns(index_t rows, index_t stride, index_t columns, T* y, F f) {
     });
     return;
   }
-  for (index_t row = 0; row < rows; ++row) {
-    const index_t at = row * stride;
+  for (index_t row = 0; row < rows.count; ++row) {
+    const index_t at = row * rows.stride;
     map<T, stream>(columns, y + at,
                    [=]<class V>(index_t c) { return f.template operator()<V>(at + c, c); });
   }
 }
 
 template <class T>
-void column_apply(const Forward& f, index_t rows, index_t stride, index_t columns) {
+void column_apply(const Forward& f, Activation after, Rows rows) {
   const T* const x = static_cast<const T*>(f.x);
-  const T* const residual = static_cast<const T*>(f.residual);
-  const T* const center = static_cast<const T*>(f.center);
-  const T* const scale = static_cast<const T*>(f.scale);
-  const T* const shift = static_cast<const T*>(f.shift);
+  const T* const residual = static_cast<const T*>(after.residual);
+  const T* const center = static_cast<const T*>(f.by.center);
+  const T* const scale = static_cast<const T*>(f.by.scale);
+  const T* const shift = static_cast<const T*>(f.by.shift);
   with_flags(
       [&](auto relu, auto with_residual, auto stream) {
-        map_columns<T, stream>(
-            rows, stride, columns, static_cast<T*>(f.y), [=]<class V>(index_t i, index_t c) {
-              V y =
-                  (load<V>(x + i) - load<V>(center + c)) * load<V>(scale + c) + load<V>(shift + c);
-              if constexpr (with_residual) y += load<V>(residual + i);
-              if constexpr (relu) y = rectify(y);
-              return y;
-            });
+        map_columns<T, stream>(rows, static_cast<T*>(f.y), [=]<class V>(index_t i, index_t c) {
+          V y = (load<V>(x + i) - load<V>(center + c)) * load<V>(scale + c) + load<V>(shift + c);
+          if constexpr (with_residual) y += load<V>(residual + i);
+          if constexpr (relu) y = rectify(y);
+          return y;
+        });
         if (stream) end_of_stream();
       },
-      f.relu, f.residual != nullptr, f.stream);
+      after.relu, residual != nullptr, f.stream);
 }
 
 template <class T>
-void column_gradient_sums(const Backward& b, index_t rows, index_t stride, index_t columns,
-                          double* __restrict sums, double* __restrict products, void* scratch) {
+void column_gradient_sums(const Backward& b, const ActivationGradient& before, Rows rows,
+                          GradientSums sums, void* scratch) {
+  const index_t stride = rows.stride, columns = rows.columns;
+  double* __restrict const dy_sums = sums.dy;
+  double* __restrict const products = sums.product;
   const T* const all_dy = static_cast<const T*>(b.dy);
   const T* const all_x = static_cast<const T*>(b.x);
-  const T* const all_y = static_cast<const T*>(b.y);
+  const T* const all_y = static_cast<const T*>(before.y);
   const T* __restrict const center = static_cast<const T*>(b.center);
-  const T* __restrict const scale = static_cast<const T*>(b.scale);
-  const T* __restrict const shift = static_cast<const T*>(b.shift);
+  const T* __restrict const scale = static_cast<const T*>(before.scale);
+  const T* __restrict const shift = static_cast<const T*>(before.shift);
   T* __restrict const sum = static_cast<T*>(scratch);
   T* __restrict const product = sum + columns;
   const RowsAhead<T> ahead(stride, columns);
-  for (index_t c = 0; c < columns; ++c) sums[c] = products[c] = 0;
+  for (index_t c = 0; c < columns; ++c) dy_sums[c] = products[c] = 0;
   with_flags(
       [&](auto relu, auto from_y) {
-        for (index_t begin = 0; begin < rows; begin += block_rows) {
-          const index_t end = begin + block_rows <= rows ? begin + block_rows : rows;
+        for (index_t begin = 0; begin < rows.count; begin += block_rows) {
+          const index_t end = begin + block_rows <= rows.count ? begin + block_rows : rows.count;
           for (index_t c = 0; c < columns; ++c) sum[c] = product[c] = 0;
           four_rows(begin, end, [=](index_t r, auto four) {
             const T* __restrict const dy = all_dy + r * stride;
@@ -186,39 +190,38 @@ void column_gradient_sums(const Backward& b, index_t rows, index_t stride, index
           });
 #pragma omp simd
           for (index_t c = 0; c < columns; ++c) {
-            sums[c] += double(sum[c]);
+            dy_sums[c] += double(sum[c]);
             products[c] += double(product[c]);
           }
         }
       },
-      b.relu, b.y != nullptr);
+      before.relu, all_y != nullptr);
 }
 
 template <class T>
-void column_gradient_apply(const Backward& b, index_t rows, index_t stride, index_t columns) {
+void column_gradient_apply(const Backward& b, const ActivationGradient& before, Rows rows) {
   const T* const dy = static_cast<const T*>(b.dy);
   const T* const x = static_cast<const T*>(b.x);
-  const T* const y = static_cast<const T*>(b.y);
-  T* const dresidual = static_cast<T*>(b.dresidual);
+  const T* const y = static_cast<const T*>(before.y);
+  T* const dresidual = static_cast<T*>(before.dresidual);
   const T* const center = static_cast<const T*>(b.center);
-  const T* const scale = static_cast<const T*>(b.scale);
-  const T* const shift = static_cast<const T*>(b.shift);
-  const T* const on_dy = static_cast<const T*>(b.on_dy);
-  const T* const on_x = static_cast<const T*>(b.on_x);
-  const T* const constant = static_cast<const T*>(b.constant);
+  const T* const scale = static_cast<const T*>(before.scale);
+  const T* const shift = static_cast<const T*>(before.shift);
+  const T* const on_dy = static_cast<const T*>(b.by.on_dy);
+  const T* const on_x = static_cast<const T*>(b.by.on_x);
+  const T* const constant = static_cast<const T*>(b.by.constant);
   with_flags(
       [&](auto relu, auto from_y, auto with_residual, auto stream) {
-        map_columns<T, stream>(
-            rows, stride, columns, static_cast<T*>(b.dx), [=]<class V>(index_t i, index_t c) {
-              const V d = load<V>(x + i) - load<V>(center + c);
-              V g = load<V>(dy + i);
-              if constexpr (relu) {
-                g = through<T, relu, from_y>(g, d, y + i, load<V>(scale + c), load<V>(shift + c));
-              }
-              if constexpr (with_residual) store<false>(dresidual + i, g);
-              return V((g * load<V>(on_dy + c) + d * load<V>(on_x + c)) + load<V>(constant + c));
-            });
+        map_columns<T, stream>(rows, static_cast<T*>(b.dx), [=]<class V>(index_t i, index_t c) {
+          const V d = load<V>(x + i) - load<V>(center + c);
+          V g = load<V>(dy + i);
+          if constexpr (relu) {
+            g = through<T, relu, from_y>(g, d, y + i, load<V>(scale + c), load<V>(shift + c));
+          }
+          if constexpr (with_residual) store<false>(dresidual + i, g);
+          return V((g * load<V>(on_dy + c) + d * load<V>(on_x + c)) + load<V>(constant + c));
+        });
         if (stream) end_of_stream();
       },
-      b.relu, b.y != nullptr, b.dresidual != nullptr, b.stream);
+      before.relu, y != nullptr, dresidual != nullptr, b.stream);
 }

@@ -5,15 +5,14 @@
 // nothing cancels, and blocks are merged in double (Chan, Golub, LeVeque, 1979). Blocks are fixed
 // by the shape alone.
 
-// The mean and the sum of squared deviations of a and of b become that of both.
-inline void merge(double count_a, double* mean_a, double* m2_a, double count_b,
-                  const double* mean_b, const double* m2_b, index_t n) {
+// The moments of a become those of a and b.
+inline void merge(double count_a, Moments a, double count_b, Moments b, index_t n) {
   const double weight = count_b / (count_a + count_b), both = count_a * weight;
 #pragma omp simd
   for (index_t c = 0; c < n; ++c) {
-    const double delta = mean_b[c] - mean_a[c];
-    mean_a[c] += delta * weight;
-    m2_a[c] += m2_b[c] + delta * delta * both;
+    const double delta = b.mean[c] - a.mean[c];
+    a.mean[c] += delta * weight;
+    a.m2[c] += b.m2[c] + delta * delta * both;
   }
 }
 
@@ -93,7 +92,7 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
       *mean = block_mean;
       *m2 = block_m2;
     } else {
-      merge(counted, mean, m2, elements, &block_mean, &block_m2, 1);
+      merge(counted, {mean, m2}, elements, {&block_mean, &block_m2}, 1);
     }
     counted += elements;
     center = T(*mean);
@@ -144,19 +143,24 @@ void moments_of_few(const T* x, index_t rows, index_t columns, bool centered,
   }
 }
 
-// Of `statistics` that begin `apart` from each other. Runs of few elements are rows: each is a
-// statistic of its own, and they lie one after the other.
+// Of `statistics` that begin `apart` from each other, with runs of more than a few elements.
 template <class T>
 void moments(const void* data, Runs runs, index_t statistics, index_t apart, bool centered,
-             double* mean, double* m2) {
-  const T* x = static_cast<const T*>(data);
-  if (runs.inner <= few_columns) {
-    moments_of_few(x, statistics, runs.inner, centered, mean, m2);
+             Moments to) {
+  const T* const x = static_cast<const T*>(data);
+  const Blocks<T> blocks(runs);
+  for (index_t i = 0; i < statistics; ++i) {
+    moments_of(x + i * apart, blocks, centered, to.mean + i, to.m2 + i);
+  }
+}
+
+// Of rows of n elements, which lie one after the other.
+template <class T>
+void row_moments(const void* x, index_t rows, index_t n, bool centered, Moments to) {
+  if (n <= few_columns) {
+    moments_of_few(static_cast<const T*>(x), rows, n, centered, to.mean, to.m2);
   } else {
-    const Blocks<T> blocks(runs);
-    for (index_t i = 0; i < statistics; ++i) {
-      moments_of(x + i * apart, blocks, centered, mean + i, m2 + i);
-    }
+    moments<T>(x, {1, n, n}, rows, n, centered, to);
   }
 }
 
@@ -214,7 +218,8 @@ void moments_one_by_one(const T* x, Runs runs, bool centered, const Statistics& 
 }
 
 // From the variances to the units. Where the squares had no room either, the moments are computed
-// anew from the elements of x, which lie as for `moments`; nullptr if the statistics are given.
+// anew from the elements of x, whose statistics begin `apart` from each other; nullptr if the
+// statistics are given.
 template <class T>
 void choose_units(const void* data, Runs runs, index_t statistics, index_t apart, bool centered,
                   const Statistics& s) {

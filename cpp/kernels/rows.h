@@ -16,16 +16,16 @@ V rectified_gradient(V y, V dy) {
 }
 
 template <class T>
-void apply(const Forward& f, Runs runs, index_t coefficient_stride) {
+void apply(const Forward& f, Activation after, Runs runs, index_t coefficient_stride) {
   with_flags(
       [&](auto relu, auto with_residual, auto stream) {
         for (index_t run = 0; run < runs.count; ++run) {
           const index_t at = run * runs.stride, c = run * coefficient_stride;
           const T* const x = static_cast<const T*>(f.x) + at;
-          const T* const residual = with_residual ? static_cast<const T*>(f.residual) + at : x;
-          const T center = static_cast<const T*>(f.center)[c];
-          const T scale = static_cast<const T*>(f.scale)[c];
-          const T shift = static_cast<const T*>(f.shift)[c];
+          const T* const residual = with_residual ? static_cast<const T*>(after.residual) + at : x;
+          const T center = static_cast<const T*>(f.by.center)[c];
+          const T scale = static_cast<const T*>(f.by.scale)[c];
+          const T shift = static_cast<const T*>(f.by.shift)[c];
           map<T, stream>(runs.inner, static_cast<T*>(f.y) + at, [=]<class V>(index_t i) {
             V y = (load<V>(x + i) - center) * scale + shift;
             if constexpr (with_residual) y += load<V>(residual + i);
@@ -35,7 +35,7 @@ void apply(const Forward& f, Runs runs, index_t coefficient_stride) {
         }
         if (stream) end_of_stream();
       },
-      f.relu, f.residual != nullptr, f.stream);
+      after.relu, after.residual != nullptr, f.stream);
 }
 
 // What reaches the normalization through the activation.
@@ -52,8 +52,8 @@ V through(V dy, V x, const T* y, C scale, C shift) {
 
 // Sums of dy and products dy (x - center) of every statistic, each with its coefficients.
 template <class T>
-void gradient_sums(const Backward& b, Runs runs, index_t statistics, index_t apart, double* sums,
-                   double* products) {
+void gradient_sums(const Backward& b, const ActivationGradient& before, Runs runs,
+                   index_t statistics, index_t apart, GradientSums sums) {
   const index_t ahead = ahead_of<T>(runs);
   const Blocks<T> blocks(runs);
   with_flags(
@@ -61,10 +61,10 @@ void gradient_sums(const Backward& b, Runs runs, index_t statistics, index_t apa
         for (index_t i = 0; i < statistics; ++i) {
           const T* const dy = static_cast<const T*>(b.dy) + i * apart;
           const T* const x = static_cast<const T*>(b.x) + i * apart;
-          const T* const y = from_y ? static_cast<const T*>(b.y) + i * apart : x;
+          const T* const y = from_y ? static_cast<const T*>(before.y) + i * apart : x;
           const T center = static_cast<const T*>(b.center)[i];
-          const T scale = relu ? static_cast<const T*>(b.scale)[i] : T(0);
-          const T shift = relu ? static_cast<const T*>(b.shift)[i] : T(0);
+          const T scale = relu ? static_cast<const T*>(before.scale)[i] : T(0);
+          const T shift = relu ? static_cast<const T*>(before.shift)[i] : T(0);
           double dy_total = 0, product_total = 0;
           blocks.each([&](index_t begin, auto count, const Tail<T>& tail) {
             Sums<T> sum, product;
@@ -86,30 +86,31 @@ void gradient_sums(const Backward& b, Runs runs, index_t statistics, index_t apa
             dy_total += sum.total();
             product_total += product.total();
           });
-          sums[i] = dy_total;
-          products[i] = product_total;
+          sums.dy[i] = dy_total;
+          sums.product[i] = product_total;
         }
       },
-      b.relu, b.y != nullptr);
+      before.relu, before.y != nullptr);
 }
 
 template <class T>
-void gradient_apply(const Backward& b, Runs runs, index_t coefficient_stride) {
+void gradient_apply(const Backward& b, const ActivationGradient& before, Runs runs,
+                    index_t coefficient_stride) {
   with_flags(
       [&](auto relu, auto from_y, auto with_residual, auto stream) {
         for (index_t run = 0; run < runs.count; ++run) {
           const index_t at = run * runs.stride, c = run * coefficient_stride;
           const T* const dy = static_cast<const T*>(b.dy) + at;
           const T* const x = static_cast<const T*>(b.x) + at;
-          const T* const y = from_y ? static_cast<const T*>(b.y) + at : x;
-          T* const dresidual = with_residual ? static_cast<T*>(b.dresidual) + at : nullptr;
+          const T* const y = from_y ? static_cast<const T*>(before.y) + at : x;
+          T* const dresidual = with_residual ? static_cast<T*>(before.dresidual) + at : nullptr;
           const auto coefficient = [=](const void* array) {
             return static_cast<const T*>(array)[c];
           };
-          const T center = coefficient(b.center), on_dy = coefficient(b.on_dy);
-          const T on_x = coefficient(b.on_x), constant = coefficient(b.constant);
-          const T scale = relu ? coefficient(b.scale) : T(0);
-          const T shift = relu ? coefficient(b.shift) : T(0);
+          const T center = coefficient(b.center), on_dy = coefficient(b.by.on_dy);
+          const T on_x = coefficient(b.by.on_x), constant = coefficient(b.by.constant);
+          const T scale = relu ? coefficient(before.scale) : T(0);
+          const T shift = relu ? coefficient(before.shift) : T(0);
           map<T, stream>(runs.inner, static_cast<T*>(b.dx) + at, [=]<class V>(index_t i) {
             const V d = load<V>(x + i) - center;
             const V g = through<T, relu, from_y>(load<V>(dy + i), d, y + i, scale, shift);
@@ -119,24 +120,25 @@ void gradient_apply(const Backward& b, Runs runs, index_t coefficient_stride) {
         }
         if (stream) end_of_stream();
       },
-      b.relu, b.y != nullptr, b.dresidual != nullptr, b.stream);
+      before.relu, before.y != nullptr, before.dresidual != nullptr, b.stream);
 }
 
-// --- gamma and beta per element of a row (layer and RMS normalization, groups of short runs): rows
-// of n elements; those of the next row are `apart` from those of this one ---
+// --- gamma and beta per element of a row (layer and RMS normalization, groups of short runs) ---
 
 template <class T>
-void row_apply(const Forward& f, const void* gamma_data, const void* beta_data, index_t apart,
-               index_t rows, index_t n) {
+void row_apply(const Forward& f, RowParameters parameters, index_t rows, index_t n) {
+  const T* const all_gamma = static_cast<const T*>(parameters.gamma);
+  const T* const all_beta = static_cast<const T*>(parameters.beta);
+  const index_t apart = parameters.apart;
   with_flags(
       [&](auto with_gamma, auto with_beta, auto stream) {
         for (index_t row = 0; row < rows; ++row) {
           const T* const x = static_cast<const T*>(f.x) + row * n;
-          const T* const gamma = static_cast<const T*>(gamma_data) + (with_gamma ? row * apart : 0);
-          const T* const beta = static_cast<const T*>(beta_data) + (with_beta ? row * apart : 0);
-          const T center = static_cast<const T*>(f.center)[row];
-          const T scale = static_cast<const T*>(f.scale)[row];
-          const T shift = static_cast<const T*>(f.shift)[row];
+          const T* const gamma = all_gamma + (with_gamma ? row * apart : 0);
+          const T* const beta = all_beta + (with_beta ? row * apart : 0);
+          const T center = static_cast<const T*>(f.by.center)[row];
+          const T scale = static_cast<const T*>(f.by.scale)[row];
+          const T shift = static_cast<const T*>(f.by.shift)[row];
           map<T, stream>(n, static_cast<T*>(f.y) + row * n, [=]<class V>(index_t i) {
             V y = (load<V>(x + i) - center) * scale + shift;
             if constexpr (with_gamma) y *= load<V>(gamma + i);
@@ -146,17 +148,18 @@ void row_apply(const Forward& f, const void* gamma_data, const void* beta_data, 
         }
         if (stream) end_of_stream();
       },
-      gamma_data != nullptr, beta_data != nullptr, f.stream);
+      all_gamma != nullptr, all_beta != nullptr, f.stream);
 }
 
 // As gradient_sums, of gamma dy.
 template <class T>
-void row_gradient_sums(const Backward& b, const void* gamma_data, index_t apart, index_t rows,
-                       index_t n, double* sums, double* products) {
+void row_gradient_sums(const Backward& b, RowParameters parameters, index_t rows, index_t n,
+                       GradientSums sums) {
   const T* const all_dy = static_cast<const T*>(b.dy);
   const T* const all_x = static_cast<const T*>(b.x);
   const T* const centers = static_cast<const T*>(b.center);
-  const T* const all_gamma = static_cast<const T*>(gamma_data);
+  const T* const all_gamma = static_cast<const T*>(parameters.gamma);
+  const index_t apart = parameters.apart;
   with_flags(
       [&](auto with_gamma, auto few) {
         if constexpr (few) {
@@ -184,8 +187,8 @@ void row_gradient_sums(const Backward& b, const void* gamma_data, index_t apart,
             store<false>(sum_of, sum);
             store<false>(product_of, product);
             for (index_t r = 0; r < count; ++r) {
-              sums[row + r] = double(sum_of[r]);
-              products[row + r] = double(product_of[r]);
+              sums.dy[row + r] = double(sum_of[r]);
+              sums.product[row + r] = double(product_of[r]);
             }
           }
         } else {
@@ -207,28 +210,29 @@ void row_gradient_sums(const Backward& b, const void* gamma_data, index_t apart,
               dy_total += sum.total();
               product_total += product.total();
             });
-            sums[row] = dy_total;
-            products[row] = product_total;
+            sums.dy[row] = dy_total;
+            sums.product[row] = product_total;
           }
         }
       },
-      gamma_data != nullptr, n <= few_columns);
+      all_gamma != nullptr, n <= few_columns);
 }
 
-// dx of n elements of rows that begin `stride` apart, and their part of dgamma and dbeta, which is
-// added to those sums in T.
+// dx, and each row's part of dgamma and dbeta.
 template <class T>
-void row_gradient_apply(const Backward& b, const void* gamma_data, index_t apart, index_t rows,
-                        index_t stride, index_t n, void* dgamma_data, void* dbeta_data) {
+void row_gradient_apply(const Backward& b, const ForwardCoefficients& xhat,
+                        RowParameters parameters, Rows rows, RowGradients gradients) {
+  const T* const all_gamma = static_cast<const T*>(parameters.gamma);
+  const index_t apart = parameters.apart, stride = rows.stride;
   // Streamed stores need the other rows at the first one's place in a line.
   const bool on_lines = stride * index_t(sizeof(T)) % line_bytes == 0;
   with_flags(
       [&](auto with_gamma, auto by_four, auto stream) {
         const auto visit = [&](index_t row, auto four) {
           constexpr int count = four ? 4 : 1;
-          const T* const gamma = static_cast<const T*>(gamma_data) + (with_gamma ? row * apart : 0);
-          T* const dgamma = static_cast<T*>(dgamma_data) + row * apart;
-          T* const dbeta = static_cast<T*>(dbeta_data) + row * apart;
+          const T* const gamma = all_gamma + (with_gamma ? row * apart : 0);
+          T* const dgamma = static_cast<T*>(gradients.dgamma) + row * apart;
+          T* const dbeta = static_cast<T*>(gradients.dbeta) + row * apart;
           const T* const dy = static_cast<const T*>(b.dy) + row * stride;
           const T* const x = static_cast<const T*>(b.x) + row * stride;
           T* const dx = static_cast<T*>(b.dx) + row * stride;
@@ -238,9 +242,10 @@ void row_gradient_apply(const Backward& b, const void* gamma_data, index_t apart
               __builtin_memcpy(of_row, static_cast<const T*>(array) + first, sizeof of_row);
             }
           };
-          const Coefficient center(b.center, row), scale(b.scale, row), shift(b.shift, row);
-          const Coefficient on_dy(b.on_dy, row), on_x(b.on_x, row), constant(b.constant, row);
-          map<T, stream>(n, dx, [=]<class V>(index_t i) {
+          const Coefficient center(b.center, row), scale(xhat.scale, row), shift(xhat.shift, row);
+          const Coefficient on_dy(b.by.on_dy, row), on_x(b.by.on_x, row);
+          const Coefficient constant(b.by.constant, row);
+          map<T, stream>(rows.columns, dx, [=]<class V>(index_t i) {
             V for_gamma[count], for_beta[count], result[count];
             unrolled<count>([&](auto k) {
               const V d = load<V>(x + k * stride + i) - center.of_row[k];
@@ -262,11 +267,11 @@ void row_gradient_apply(const Backward& b, const void* gamma_data, index_t apart
           });
         };
         if constexpr (by_four) {
-          four_rows(0, rows, visit);
+          four_rows(0, rows.count, visit);
         } else {
-          for (index_t row = 0; row < rows; ++row) visit(row, Flag<false>{});
+          for (index_t row = 0; row < rows.count; ++row) visit(row, Flag<false>{});
         }
         if (stream) end_of_stream();
       },
-      gamma_data != nullptr, apart == 0 && (!b.stream || on_lines), b.stream);
+      all_gamma != nullptr, apart == 0 && (!b.stream || on_lines), b.stream);
 }

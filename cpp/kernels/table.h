@@ -63,25 +63,9 @@ struct Runs {
   index_t count, stride, inner;
 };
 
-// y = (x - center) scale + shift, + residual, rectified. The coefficients are arrays of x's dtype.
-struct Forward {
-  const void* x;
-  const void* residual;  // or nullptr
-  void* y;
-  const void *center, *scale, *shift;
-  bool relu;
-  bool stream;  // stores pass by the caches
-};
-
-// dx = on_dy dy + on_x (x - center) + constant, where dy has come through the activation, whose
-// sign is that of y, or without y of Forward's formula.
-struct Backward {
-  const void *dy, *x, *y;
-  void *dx, *dresidual;
-  const void *center, *scale, *shift;
-  const void *on_dy, *on_x, *constant;
-  bool relu;
-  bool stream;
+// Rows of `columns` neighbours, `stride` apart.
+struct Rows {
+  index_t count, stride, columns;
 };
 
 // Means and biased variances of x times its statistic's unit, a power of two. It is 1, unless
@@ -92,44 +76,103 @@ struct Statistics {
   double eps;  // of x itself
 };
 
+// Means and sums of squared deviations, before they are statistics.
+struct Moments {
+  double *mean, *m2;
+};
+
+// Sums of dy and of dy (x - center).
+struct GradientSums {
+  double *dy, *product;
+};
+
+// Of every statistic, channel or column, in arrays of x's dtype.
+struct ForwardCoefficients {
+  void *center, *scale, *shift;
+};
+struct BackwardCoefficients {
+  void *on_dy, *on_x, *constant;
+};
+
+// y = (x - center) scale + shift.
+struct Forward {
+  const void* x;
+  void* y;
+  ForwardCoefficients by;
+  bool stream;  // stores pass by the caches
+};
+
+// What follows in the same pass: + residual, rectified.
+struct Activation {
+  const void* residual;  // or nullptr
+  bool relu;
+};
+
+// dx = on_dy dy + on_x (x - center) + constant.
+struct Backward {
+  const void *dy, *x, *center;
+  void* dx;
+  BackwardCoefficients by;
+  bool stream;
+};
+
+// What dy comes through before: where relu, it passes where y > 0, which without y is
+// (x - center) scale + shift; then it is the gradient of the residual, too.
+struct ActivationGradient {
+  bool relu;
+  const void *y, *scale, *shift;
+  void* dresidual;  // or nullptr
+};
+
+// Of every element of a row; those of the next row are `apart` from those of this one.
+struct RowParameters {
+  const void *gamma, *beta;  // or nullptr
+  index_t apart;
+};
+struct RowGradients {
+  void *dgamma, *dbeta;  // sums in x's dtype, to which a row's part is added
+};
+
 // Normalization in one dtype; rows.h, columns.h, moments.h and coefficients.h say what each one
 // does.
 struct Norm {
   void (*moments)(const void* x, Runs runs, index_t statistics, index_t apart, bool centered,
-                  double* mean, double* m2);
-  void (*apply)(const Forward& f, Runs runs, index_t coefficient_stride);
-  void (*gradient_sums)(const Backward& b, Runs runs, index_t statistics, index_t apart,
-                        double* sums, double* products);
-  void (*gradient_apply)(const Backward& b, Runs runs, index_t coefficient_stride);
-  void (*column_moments)(const void* x, index_t rows, index_t stride, index_t columns, double* mean,
-                         double* m2, void* scratch);
-  void (*column_apply)(const Forward& f, index_t rows, index_t stride, index_t columns);
-  void (*column_gradient_sums)(const Backward& b, index_t rows, index_t stride, index_t columns,
-                               double* sums, double* products, void* scratch);
-  void (*column_gradient_apply)(const Backward& b, index_t rows, index_t stride, index_t columns);
-  void (*row_apply)(const Forward& f, const void* gamma, const void* beta, index_t apart,
-                    index_t rows, index_t n);
-  void (*row_gradient_sums)(const Backward& b, const void* gamma, index_t apart, index_t rows,
-                            index_t n, double* sums, double* products);
-  void (*row_gradient_apply)(const Backward& b, const void* gamma, index_t apart, index_t rows,
-                             index_t stride, index_t n, void* dgamma, void* dbeta);
+                  Moments to);
+  void (*row_moments)(const void* x, index_t rows, index_t n, bool centered, Moments to);
+  void (*column_moments)(const void* x, Rows rows, Moments to, void* scratch);
+  void (*merge)(double count_a, Moments a, double count_b, Moments b, index_t n);
+  void (*choose_units)(const void* x, Runs runs, index_t statistics, index_t apart, bool centered,
+                       const Statistics& s);
+
+  void (*apply)(const Forward& f, Activation after, Runs runs, index_t coefficient_stride);
+  void (*column_apply)(const Forward& f, Activation after, Rows rows);
+  void (*row_apply)(const Forward& f, RowParameters parameters, index_t rows, index_t n);
+
+  void (*gradient_sums)(const Backward& b, const ActivationGradient& before, Runs runs,
+                        index_t statistics, index_t apart, GradientSums sums);
+  void (*column_gradient_sums)(const Backward& b, const ActivationGradient& before, Rows rows,
+                               GradientSums sums, void* scratch);
+  void (*row_gradient_sums)(const Backward& b, RowParameters parameters, index_t rows, index_t n,
+                            GradientSums sums);
+  void (*gradient_apply)(const Backward& b, const ActivationGradient& before, Runs runs,
+                         index_t coefficient_stride);
+  void (*column_gradient_apply)(const Backward& b, const ActivationGradient& before, Rows rows);
+  void (*row_gradient_apply)(const Backward& b, const ForwardCoefficients& xhat,
+                             RowParameters parameters, Rows rows, RowGradients gradients);
+
   void (*flush_sums)(void* values, index_t n, double* sums);
   void (*add_sums)(index_t n, const double* from, double* to);
   void (*round_sums)(index_t n, const double* from, void* to);
-  void (*merge)(double count_a, double* mean_a, double* m2_a, double count_b, const double* mean_b,
-                const double* m2_b, index_t n);
   void (*move_average)(index_t n, double momentum, double factor, const double* value,
                        void* running);
-  void (*choose_units)(const void* x, Runs runs, index_t statistics, index_t apart, bool centered,
-                       const Statistics& s);
   void (*forward_coefficients)(index_t n, const Statistics& s, const void* gamma, const void* beta,
-                               void* center, void* scale, void* shift);
+                               const ForwardCoefficients& to);
   void (*backward_coefficients)(index_t n, const Statistics& s, double count, const void* gamma,
-                                const double* sums, double* products, const void* center,
-                                void* on_dy, void* on_x, void* constant);
+                                GradientSums sums, const void* center,
+                                const BackwardCoefficients& to);
   void (*group_coefficients)(index_t groups, index_t n, const Statistics& s, double count,
-                             const void* gamma, const double* sums, double* products,
-                             const void* center, void* on_dy, void* on_x, void* constant);
+                             const void* gamma, GradientSums sums, const void* center,
+                             const BackwardCoefficients& to);
 };
 
 struct Table {

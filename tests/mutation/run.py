@@ -56,7 +56,7 @@ TESTS = {
     "bindings/(plan|arrays)": f"bad_input {OPTIMIZERS} averages norm losses overlaps fuzz_junk",
     "softmax|math|losses": "losses process fuzz_overlaps bad_input smoke fuzz_junk",
     "kernels/(tile|lanes|simd)": f"smoke losses {NORMS}",
-    "norm|moments|rows|columns|coefficients": f"{NORMS} fuzz_junk",
+    "norm|saved|moments|rows|columns|coefficients": f"{NORMS} fuzz_junk",
     "core/memory": "norm losses process config",
     "cpp/": f"config {OPTIMIZERS} norm losses",
     "fastopt/(optimizer|reference)": f"{OPTIMIZERS} schedules tree fuzz_junk",
