@@ -182,12 +182,19 @@ CHOICES: dict[str, list[Any]] = {
     "weight_decay": [0.0, 0.1],
     "zero_start": [False, True],
 }
+
+
+def choices(cls: Any, name: str) -> list[Any]:
+    default = defaults(cls)[name]
+    return CHOICES.get(name, [cls.ranges[name].other(default), default])
+
+
 OURS_ALONE = {"zero_start", "root_mean_square"}
 NAMES = ("a", "b", "c")
 
 
 def first_options(cls: Any) -> dict[str, Any]:
-    return {name: CHOICES[name][0] for name in defaults(cls)}
+    return {name: choices(cls, name)[0] for name in defaults(cls)}
 
 
 def random_scripts(
@@ -197,7 +204,7 @@ def random_scripts(
     rng = np.random.default_rng(seed)
     for t in range(30):
         options = {
-            name: CHOICES[name][rng.integers(len(CHOICES[name]))]
+            name: choices(cls, name)[rng.integers(len(choices(cls, name)))]
             for name in names
             if t > 0 and rng.random() < 0.3
         }
