@@ -238,6 +238,7 @@ def test_swap_puts_the_averages_in_and_the_parameters_back() -> None:
     assert ema.steps == 4
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # NumPy's, of the shape
 def test_what_a_swap_would_lose_is_an_error() -> None:
     params: dict[str, Any] = {"W": np.ones(3), "b": np.zeros(2)}
     ema = ExponentialMovingAverage(params, 0.5)

@@ -576,7 +576,7 @@ def change_arrays_during_a_step() -> None:
     # A key replaces the parameter that is looked up.
     named = {"a": np.ones(n)}
     opt = SGD(named)
-    Key.call = partial(named.update, a=np.zeros(n))
+    Key.call = staticmethod(partial(named.update, a=np.zeros(n)))
     report("key", opt, {Key("a"): np.ones(n)})
     print(named["a"][:2].tolist())
 
@@ -585,7 +585,7 @@ def change_arrays_during_a_step() -> None:
         params, grads = arrays(), arrays()
         opt = SGD(params)
         grads[2] = grads[2].view(Array)
-        Watched.call = partial(change, params[0])
+        Watched.call = staticmethod(partial(change, params[0]))
         report(f"{name} late", opt, grads)
 
 
