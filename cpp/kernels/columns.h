@@ -30,16 +30,13 @@ void four_rows(index_t begin, index_t end, Visit visit) {
 template <class T>
 void column_moments(const void* data, Rows rows, Moments to, void* scratch) {
   const index_t stride = rows.stride, columns = rows.columns;
-  double* __restrict const mean = to.mean;
-  double* __restrict const m2 = to.m2;
+  double* __restrict const mean = to.mean, * __restrict const m2 = to.m2;
   const T* const x = static_cast<const T*>(data);
   T* __restrict const center = static_cast<T*>(scratch);
   T* __restrict const sum = center + columns;
   T* __restrict const square = sum + columns;
   const RowsAhead<T> ahead(stride, columns);
-  const auto clear = [=](T* values) {
-    for (index_t c = 0; c < columns; ++c) values[c] = 0;
-  };
+  const auto row_bytes = sizeof(T) * static_cast<__SIZE_TYPE__>(columns);
   for (index_t begin = 0; begin < rows.count; begin += block_rows) {
     const index_t end = begin + block_rows <= rows.count ? begin + block_rows : rows.count;
     const double count = double(end - begin), counted = double(begin);
@@ -47,7 +44,7 @@ void column_moments(const void* data, Rows rows, Moments to, void* scratch) {
       // The mean of a few rows from all over the block: its distance from the block's mean costs
       // three bits at most, because those rows' own deviations are part of the sum.
       const index_t some = rows.count < center_rows ? rows.count : center_rows;
-      clear(center);
+      __builtin_memset(center, 0, row_bytes);
       for (index_t k = 0; k < some; ++k) {
         const T* __restrict const row = x + k * end / some * stride;
 #pragma omp simd
@@ -56,8 +53,7 @@ void column_moments(const void* data, Rows rows, Moments to, void* scratch) {
 #pragma omp simd
       for (index_t c = 0; c < columns; ++c) center[c] /= T(some);
     }
-    clear(sum);
-    clear(square);
+    __builtin_memset(sum, 0, 2 * row_bytes);  // and square
     four_rows(begin, end, [=](index_t r, auto four) {
       const T* const row = x + r * stride;
       constexpr index_t count = four ? 4 : 1;
@@ -77,8 +73,7 @@ void column_moments(const void* data, Rows rows, Moments to, void* scratch) {
         }
       });
     });
-    const double inverse = 1 / count;
-    const double weight = count / (counted + count), both = counted * weight;
+    const double inverse = 1 / count, weight = count / (counted + count), both = counted * weight;
 #pragma omp simd
     for (index_t c = 0; c < columns; ++c) {
       const double d = double(sum[c]) * inverse;

@@ -39,9 +39,7 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
   *mean = *m2 = 0;
   blocks.each([&](index_t begin, auto count, const Tail<T>& tail) {
     const index_t n = tail.n;
-    if (centered && counted == 0) {
-      center = center_of(x + begin, runs.stride, count, tail);
-    }
+    if (centered && counted == 0) center = center_of(x + begin, runs.stride, count, tail);
     // Four squares are added before they meet a long sum: inputs with few bits left of their mean
     // have squares that are 0 or 1 modulo 4, and rounding would always go down.
     Sums<T> sum, square;
@@ -70,16 +68,12 @@ void moments_of(const T* x, const Blocks<T>& blocks, bool centered, double* mean
         });
       }
     }
-    for (; run < count; ++run, from += stride) {
-      each_lane<T>(
-          tail,
-          [&](auto r, auto read, auto keep, auto) {
-            const Vector<T> d = keep(read(from) - center);
-            sum.part[r] += d;
-            square.part[r] += d * d;
-          },
-          i);
-    }
+    const auto add_rest = [&](auto r, auto read, auto keep, auto) {
+      const Vector<T> d = keep(read(from) - center);
+      sum.part[r] += d;
+      square.part[r] += d * d;
+    };
+    for (; run < count; ++run, from += stride) each_lane<T>(tail, add_rest, i);
     const double elements = double(count * n);
     double block_mean = 0, block_m2 = square.total();
     if (centered) {

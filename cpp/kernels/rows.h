@@ -151,71 +151,83 @@ void row_apply(const Forward& f, RowParameters parameters, index_t rows, index_t
       all_gamma != nullptr, all_beta != nullptr, f.stream);
 }
 
-// As gradient_sums, of gamma dy.
+// As gradient_sums, of gamma dy; here of rows of few elements.
 template <class T>
-void row_gradient_sums(const Backward& b, RowParameters parameters, index_t rows, index_t n,
-                       GradientSums sums) {
+void few_row_gradient_sums(const Backward& b, RowParameters parameters, index_t rows, index_t n,
+                           GradientSums sums) {
   const T* const all_dy = static_cast<const T*>(b.dy);
   const T* const all_x = static_cast<const T*>(b.x);
   const T* const centers = static_cast<const T*>(b.center);
   const T* const all_gamma = static_cast<const T*>(parameters.gamma);
   const index_t apart = parameters.apart;
   with_flags(
-      [&](auto with_gamma, auto few) {
-        if constexpr (few) {
-          constexpr index_t height = FewColumns<T>::rows;
-          FewColumns<T> dy, x, gamma;
-          for (index_t row = 0; row < rows; row += height) {
-            const index_t count = row + height <= rows ? height : rows - row;
-            load_columns(all_dy + row * n, rows - row, n, dy);
-            load_columns(all_x + row * n, rows - row, n, x);
-            if constexpr (with_gamma) {
-              if (apart == n) load_columns(all_gamma + row * n, rows - row, n, gamma);
-              if (apart == 0 && row == 0) {
-                for (index_t c = 0; c < n; ++c) gamma.column[c] = Vector<T>{} + all_gamma[c];
-              }
-            }
-            T center[height] = {}, sum_of[height], product_of[height];
-            for (index_t r = 0; r < count; ++r) center[r] = centers[row + r];
-            Vector<T> sum{}, product{};
-            for (index_t c = 0; c < n; ++c) {
-              Vector<T> g = dy.column[c];
-              if constexpr (with_gamma) g *= gamma.column[c];
-              sum += g;
-              product += g * (x.column[c] - load<Vector<T>>(center));
-            }
-            store<false>(sum_of, sum);
-            store<false>(product_of, product);
-            for (index_t r = 0; r < count; ++r) {
-              sums.dy[row + r] = double(sum_of[r]);
-              sums.product[row + r] = double(product_of[r]);
+      [&](auto with_gamma) {
+        constexpr index_t height = FewColumns<T>::rows;
+        FewColumns<T> dy, x, gamma;
+        for (index_t row = 0; row < rows; row += height) {
+          const index_t count = row + height <= rows ? height : rows - row;
+          load_columns(all_dy + row * n, rows - row, n, dy);
+          load_columns(all_x + row * n, rows - row, n, x);
+          if constexpr (with_gamma) {
+            if (apart == n) load_columns(all_gamma + row * n, rows - row, n, gamma);
+            if (apart == 0 && row == 0) {
+              for (index_t c = 0; c < n; ++c) gamma.column[c] = Vector<T>{} + all_gamma[c];
             }
           }
-        } else {
-          const Blocks<T> blocks({1, n, n});
-          for (index_t row = 0; row < rows; ++row) {
-            const T* const dy = all_dy + row * n;
-            const T* const x = all_x + row * n;
-            const T* const gamma = with_gamma ? all_gamma + row * apart : x;
-            const T center = centers[row];
-            double dy_total = 0, product_total = 0;
-            blocks.each([&](index_t begin, auto, const Tail<T>& tail) {
-              Sums<T> sum, product;
-              each_lane<T>(tail, [&](auto r, auto read, auto keep, auto) {
-                Vector<T> g = read(dy + begin);
-                if constexpr (with_gamma) g *= read(gamma + begin);
-                sum.part[r] += keep(g);
-                product.part[r] += keep(g * (read(x + begin) - center));
-              });
-              dy_total += sum.total();
-              product_total += product.total();
-            });
-            sums.dy[row] = dy_total;
-            sums.product[row] = product_total;
+          T center[height] = {}, sum_of[height], product_of[height];
+          for (index_t r = 0; r < count; ++r) center[r] = centers[row + r];
+          Vector<T> sum{}, product{};
+          for (index_t c = 0; c < n; ++c) {
+            Vector<T> g = dy.column[c];
+            if constexpr (with_gamma) g *= gamma.column[c];
+            sum += g;
+            product += g * (x.column[c] - load<Vector<T>>(center));
+          }
+          store<false>(sum_of, sum);
+          store<false>(product_of, product);
+          for (index_t r = 0; r < count; ++r) {
+            sums.dy[row + r] = double(sum_of[r]);
+            sums.product[row + r] = double(product_of[r]);
           }
         }
       },
-      all_gamma != nullptr, n <= few_columns);
+      all_gamma != nullptr);
+}
+
+template <class T>
+void row_gradient_sums(const Backward& b, RowParameters parameters, index_t rows, index_t n,
+                       GradientSums sums) {
+  if (n <= few_columns) return few_row_gradient_sums<T>(b, parameters, rows, n, sums);
+  const T* const all_dy = static_cast<const T*>(b.dy);
+  const T* const all_x = static_cast<const T*>(b.x);
+  const T* const centers = static_cast<const T*>(b.center);
+  const T* const all_gamma = static_cast<const T*>(parameters.gamma);
+  const index_t apart = parameters.apart;
+  with_flags(
+      [&](auto with_gamma) {
+        const Blocks<T> blocks({1, n, n});
+        for (index_t row = 0; row < rows; ++row) {
+          const T* const dy = all_dy + row * n;
+          const T* const x = all_x + row * n;
+          const T* const gamma = with_gamma ? all_gamma + row * apart : x;
+          const T center = centers[row];
+          double dy_total = 0, product_total = 0;
+          blocks.each([&](index_t begin, auto, const Tail<T>& tail) {
+            Sums<T> sum, product;
+            each_lane<T>(tail, [&](auto r, auto read, auto keep, auto) {
+              Vector<T> g = read(dy + begin);
+              if constexpr (with_gamma) g *= read(gamma + begin);
+              sum.part[r] += keep(g);
+              product.part[r] += keep(g * (read(x + begin) - center));
+            });
+            dy_total += sum.total();
+            product_total += product.total();
+          });
+          sums.dy[row] = dy_total;
+          sums.product[row] = product_total;
+        }
+      },
+      all_gamma != nullptr);
 }
 
 // dx, and each row's part of dgamma and dbeta.
