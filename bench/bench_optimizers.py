@@ -63,7 +63,7 @@ def test_step(
         for key, value in inspect.signature(type(optimizer)).parameters.items()
         if key != "params"
     }
-    rule = getattr(reference, name.lower())
+    rule = reference.OPTIMIZERS[name]
 
     def one_liners() -> tuple[NDArray[Any], ...]:
         result: tuple[NDArray[Any], ...] = rule(p, g, **state, t=1, **{**defaults, **options})

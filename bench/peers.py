@@ -104,7 +104,7 @@ def ours(job: Job, container: type = list) -> tuple[Step, fastopt.Optimizer]:
 
 def numpy_one_liners(job: Job) -> Step:
     """`fastopt.reference`: the formula as one writes it down."""
-    rule = getattr(reference, job.optimizer.lower())
+    rule = reference.OPTIMIZERS[job.optimizer]
     hyper_parameters = job.hyper_parameters()
     params = list(job.params)
     states = [{name: np.zeros_like(p) for name in job.states()} for p in params]

@@ -52,8 +52,8 @@ myst_substitutions = {
         f"```{{eval-rst}}\n.. autoclass:: fastopt.{name}\n```" for name in _optimizers
     ),
     "optimizer_references": "\n\n".join(
-        f"```{{eval-rst}}\n.. autofunction:: fastopt.reference.{name}\n```"
-        for name in fastopt.reference.OPTIMIZERS
+        f"```{{eval-rst}}\n.. autofunction:: fastopt.reference.{rule.__name__}\n```"
+        for rule in fastopt.reference.OPTIMIZERS.values()
     ),
 }
 

@@ -87,7 +87,7 @@ def step_times(run: Run) -> tuple[float, float]:
     grads = run.network.backward(losses.softmax_cross_entropy(logits, y)[1])
 
     optimizer = run.optimizer
-    rule = getattr(reference, type(optimizer).__name__.lower())
+    rule = reference.OPTIMIZERS[type(optimizer).__name__]
     options = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "lr")}
     params = [p.copy() for p in arrays(run.network.params)]
     states = [

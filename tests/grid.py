@@ -55,12 +55,18 @@ OPTIMIZERS = list(Optimizer.registry.values())
 DEFAULTS = [Case(cls, {}) for cls in OPTIMIZERS]
 CASES = [case for cls in OPTIMIZERS for case in cases(cls)]
 
+IN_TORCH = [
+    cls
+    for cls in OPTIMIZERS
+    if cls.__name__ in {"SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW"}
+]
+
 
 class Reference:
     """The NumPy reference as an optimizer of one array, which stays as it is."""
 
     def __init__(self, case: Case, p: Any) -> None:
-        self.formula = getattr(reference, case.cls.__name__.lower())
+        self.formula = reference.OPTIMIZERS[case.cls.__name__]
         self.options = defaults(case.cls) | case.options
         self.t = 0
         self.p = p

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastopt
-from fastopt import SGD, Adam, AdamW, RMSprop, reference
-from grid import OPTIMIZERS, defaults
+from fastopt import SGD, Adam, AdamW, RMSprop, _core, reference
+from grid import IN_TORCH, OPTIMIZERS, defaults
 
 NO_GRADIENT: dict[str, Any] = {"no gradient": True}
 
@@ -219,7 +219,8 @@ class ReferenceOptimizer:
     """The NumPy reference, with the states that its arrays have come to have."""
 
     def __init__(self, cls: Any, params: dict[str, Any], options: dict[str, Any]) -> None:
-        self.formula = getattr(reference, cls.__name__.lower())
+        self.formula = reference.OPTIMIZERS[cls.__name__]
+        self.rules = cls()
         self.params, self.options = params, dict(options)
         self.states: dict[str, dict[str, Any]] = {name: {} for name in params}
         self.steps = dict.fromkeys(params, 0)
@@ -230,32 +231,14 @@ class ReferenceOptimizer:
                 continue
             self.steps[name] += 1
             states, p = self.states[name], self.params[name]
-            used = list(self.used())
-            for state in used:
-                if state not in states and self.formula is not reference.sgd:
-                    value = self.options.get("initial_accumulator_value", 0.0)
-                    states[state] = np.full_like(p, value)
+            used = _core.rules()[self.rules._rule(self.options)][0]
+            for declared in map(self.rules._declared, used):
+                if declared.name not in states and declared.initial is not None:
+                    states[declared.name] = np.full_like(p, declared.fill(self.options))
             given = {state: states[state] for state in used if state in states}
             new = self.formula(p, g, **given, t=self.steps[name], **self.options)
             p[...] = new[0]
             states.update(zip(used, new[1:], strict=True))
-
-    def used(self) -> Iterator[str]:
-        if self.formula in (reference.sgd, reference.rmsprop):
-            if self.formula is reference.rmsprop:
-                yield "square_avg"
-                if self.options["centered"]:
-                    yield "grad_avg"
-            if self.options["momentum"]:
-                yield "momentum_buffer"
-        elif self.formula is reference.adagrad:
-            yield "sum"
-        elif self.formula is reference.adadelta:
-            yield from ("square_avg", "acc_delta")
-        else:
-            yield from ("exp_avg", "exp_avg_sq")
-            if self.options["amsgrad"]:
-                yield "max_exp_avg_sq"
 
 
 @pytest.mark.parametrize("cls", OPTIMIZERS)
@@ -282,7 +265,7 @@ def test_against_the_reference(cls: Any, seed: int) -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("cls", OPTIMIZERS)
+@pytest.mark.parametrize("cls", IN_TORCH)
 @pytest.mark.parametrize("seed", range(20))
 def test_against_torch(cls: Any, seed: int) -> None:
     import torch

@@ -292,7 +292,7 @@ class Training(RuleBasedStateMachine):
         skip = skip_nonfinite and not finite
         expected = {**before}
         expected["skipped_steps" if skip else "steps"] += 1
-        formula = getattr(reference, self.cls.__name__.lower())
+        formula = reference.OPTIMIZERS[self.cls.__name__]
         for name, g in ({} if skip else values).items():
             index = int(name.split(".")[0]) if self.grouped else 0
             group = options[index]

@@ -18,7 +18,7 @@ import pytest
 import fastopt
 from fastopt import SGD, Adagrad, Adam, Optimizer, _core
 from fastopt.optimizers.options import Number
-from grid import CASES, DEFAULTS, OPTIMIZERS, Case
+from grid import CASES, DEFAULTS, OPTIMIZERS, Case, defaults
 
 
 def snapshot(opt: Any) -> dict[str, Any]:
@@ -490,7 +490,6 @@ def test_a_derived_class_does_not_enter_the_registry() -> None:
     mine = type("Adam", (Adam,), {"__module__": "mine"})
     assert Optimizer.registry == before
     assert Optimizer.registry["Adam"] is Adam
-    assert set(Optimizer.registry) == {"SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW"}
     opt: Any = mine(np.ones(1))
     opt.own = 1  # it is the user's, although its name is the library's
     assert opt.own == 1
@@ -590,7 +589,7 @@ def test_defaults() -> None:
 @pytest.mark.parametrize("cls", OPTIMIZERS)
 def test_defaults_of_the_reference(cls: Any) -> None:
     """Those of the optimizer, where it has any."""
-    signature = inspect.signature(getattr(fastopt.reference, cls.__name__.lower()))
-    for name, value in EXPECTED_DEFAULTS[cls.__name__].items():
+    signature = inspect.signature(fastopt.reference.OPTIMIZERS[cls.__name__])
+    for name, value in defaults(cls).items():
         if signature.parameters[name].default is not inspect.Parameter.empty:
             assert signature.parameters[name].default == value, name

@@ -25,7 +25,7 @@ def normal(n: int, dtype: Any, seed: int) -> Any:
 def test_every_optimizer_has_the_bits_of_its_reference() -> None:
     registry: dict[str, Any] = {**Optimizer.registry}
     for name, cls in registry.items():
-        formula = getattr(reference, name.lower())
+        formula = reference.OPTIMIZERS[name]
         parameters = inspect.signature(cls).parameters
         options = {key: p.default for key, p in parameters.items() if key != "params"}
         for dtype in (np.float32, np.float64):

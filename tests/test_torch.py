@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import fastopt
-from grid import CASES, DEFAULTS, OPTIMIZERS, Case
+from grid import IN_TORCH, OPTIMIZERS, Case, cases
 
 pytestmark = pytest.mark.torch
 
 # Options of ours that torch has not.
 OURS_ALONE = {"zero_start", "root_mean_square"}
-SHARED = [case for case in CASES if not OURS_ALONE & case.options.keys()]
+SHARED = [case for cls in IN_TORCH for case in cases(cls) if not OURS_ALONE & case.options.keys()]
 TOLERANCE = {np.float64: 1e-10, np.float32: 1e-5}
 
 
@@ -68,12 +68,18 @@ def test_clipped_steps(case: Case) -> None:
     compare(case, np.float64, clip=2.0)
 
 
-@pytest.mark.parametrize("case", DEFAULTS, ids=str)
-def test_transposed_gradients(case: Case) -> None:
-    compare(case, np.float64, transposed=True)
+@pytest.mark.parametrize("cls", IN_TORCH)
+def test_transposed_gradients(cls: Any) -> None:
+    compare(Case(cls, {}), np.float64, transposed=True)
 
 
-@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_every_rule_that_torch_has() -> None:
+    import torch
+
+    assert [cls for cls in OPTIMIZERS if hasattr(torch.optim, cls.__name__)] == IN_TORCH
+
+
+@pytest.mark.parametrize("cls", IN_TORCH)
 def test_defaults(cls: Any) -> None:
     import torch
 
@@ -83,7 +89,7 @@ def test_defaults(cls: Any) -> None:
     assert ours == {name: theirs[name] for name in ours}
 
 
-@pytest.mark.parametrize("cls", OPTIMIZERS)
+@pytest.mark.parametrize("cls", IN_TORCH)
 def test_order_of_the_options(cls: Any) -> None:
     import inspect
 

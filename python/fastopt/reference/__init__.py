@@ -29,14 +29,15 @@ from fastopt.reference.norm import (
     weight_norm,
 )
 
-# The function of an optimizer stands beside its class, and has its name.
+# The function of an optimizer stands beside its class, and has its name in snake case.
 OPTIMIZERS = {
-    name: function
+    cls.__name__: function
     for cls in Optimizer.registry.values()
     for name, function in vars(sys.modules[cls.__module__]).items()
     if name.replace("_", "") == cls.__name__.lower() and not name.startswith("_")
 }
-globals().update(OPTIMIZERS)
+_functions = {function.__name__: function for function in OPTIMIZERS.values()}
+globals().update(_functions)
 
 if TYPE_CHECKING:
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    *OPTIMIZERS,
+    *_functions,
     "batch_norm",
     "batch_norm_backward",
     "batch_renorm",
