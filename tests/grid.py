@@ -18,9 +18,10 @@ NEEDS: dict[str, dict[str, Any]] = {
     "nesterov": {"momentum": 0.9},
     "zero_start": {"momentum": 0.9, "dampening": 0.9},
 }
-# Options that together are another kernel.
+# Options that together, or off, are another kernel.
 TOGETHER: list[tuple[type[Optimizer], dict[str, Any]]] = [
-    (fastopt.RMSprop, {"centered": True, "momentum": 0.9})
+    (fastopt.RMSprop, {"centered": True, "momentum": 0.9}),
+    (fastopt.SignSGD, {"momentum": 0.0}),
 ]
 
 
@@ -58,7 +59,7 @@ CASES = [case for cls in OPTIMIZERS for case in cases(cls)]
 IN_TORCH = [
     cls
     for cls in OPTIMIZERS
-    if cls.__name__ in {"SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW"}
+    if cls.__name__ in {"SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax"}
 ]
 
 

@@ -133,6 +133,56 @@ struct Adam {
   }
 };
 
+// The largest gradient takes the place of the second moment: Kingma, Ba (2015), section 7.1.
+template <class T>
+struct Adamax {
+  static constexpr Names names{"adamax", "exp_avg exp_inf",
+                               "grad_scale weight_decay beta1 one_minus_beta1 beta2 step_size eps"};
+  T grad_scale, weight_decay, beta1, one_minus_beta1, beta2, step_size, eps;
+
+  void operator()(T g, T& p, T& m, T& largest) const {
+    g = decayed(grad_scale * g, weight_decay, p);
+    m = beta1 * m + one_minus_beta1 * g;
+    largest = maximum(beta2 * largest, absolute(g) + eps);
+    p -= step_size * m / largest;
+  }
+};
+
+// Chen et al. (2023): the step's average is not the one that is kept.
+template <class T>
+struct Lion {
+  static constexpr Names names{"lion", "exp_avg",
+                               "grad_scale decay lr beta1 one_minus_beta1 beta2 one_minus_beta2"};
+  T grad_scale, decay, lr, beta1, one_minus_beta1, beta2, one_minus_beta2;
+
+  void operator()(T g, T& p, T& m) const {
+    g = grad_scale * g;
+    p = decay * p - lr * sign(beta1 * m + one_minus_beta1 * g);
+    m = beta2 * m + one_minus_beta2 * g;
+  }
+};
+
+// Bernstein et al. (2018): signSGD, and Signum with momentum.
+template <class T>
+struct SignSgd {
+  static constexpr Names names{"sign_sgd", "", "grad_scale decay lr"};
+  T grad_scale, decay, lr;
+
+  void operator()(T g, T& p) const { p = decay * p - lr * sign(grad_scale * g); }
+};
+
+template <class T>
+struct SignSgdMomentum {
+  static constexpr Names names{"sign_sgd_momentum", "momentum_buffer",
+                               "grad_scale decay lr momentum one_minus_momentum"};
+  T grad_scale, decay, lr, momentum, one_minus_momentum;
+
+  void operator()(T g, T& p, T& m) const {
+    m = momentum * m + one_minus_momentum * (grad_scale * g);
+    p = decay * p - lr * sign(m);
+  }
+};
+
 // The exponentially weighted average p of what g brings: it goes its share of the way to g, from
 // the end that is nearer, so that a p that is there stays, and a share of 1 is g itself. An
 // infinity stays, too: the way from one to itself is NaN.
@@ -164,6 +214,7 @@ struct GradientNorm {
 
 // All updates, for one T.
 template <class T>
-using Rules = List<Sgd<T>, SgdMomentum<T, false>, SgdMomentum<T, true>, Adagrad<T>,
-                   Rmsprop<T, false, false>, Rmsprop<T, false, true>, Rmsprop<T, true, false>,
-                   Rmsprop<T, true, true>, Adadelta<T>, Adam<T, false>, Adam<T, true>, Ema<T>>;
+using Rules =
+    List<Sgd<T>, SgdMomentum<T, false>, SgdMomentum<T, true>, Adagrad<T>, Rmsprop<T, false, false>,
+         Rmsprop<T, false, true>, Rmsprop<T, true, false>, Rmsprop<T, true, true>, Adadelta<T>,
+         Adam<T, false>, Adam<T, true>, Adamax<T>, Lion<T>, SignSgd<T>, SignSgdMomentum<T>, Ema<T>>;

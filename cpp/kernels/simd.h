@@ -80,6 +80,19 @@ inline double sqrt(double x) {
   return __builtin_sqrt(x);
 }
 
+inline float absolute(float x) {
+  return __builtin_fabsf(x);
+}
+inline double absolute(double x) {
+  return __builtin_fabs(x);
+}
+
+// -1, 0 or 1; that of NaN is NaN, as in NumPy.
+template <class T>
+T sign(T x) {
+  return x != x ? x : T(x > 0) - T(x < 0);
+}
+
 // As in NumPy and torch, NaN is larger than every number.
 template <class T>
 T maximum(T x, T y) {

@@ -2,8 +2,8 @@
 The optimizers: a family a module, each class beside its reference function.
 
 In their formulas, g is the gradient of a parameter p (negated with ``maximize``), t the number of
-the step from 1 on, and all operations are elementwise. But for AdamW's, weight decay is L2
-regularization: g = g + weight_decay p comes first.
+the step from 1 on, and all operations are elementwise. Where a formula does not have it, weight
+decay is L2 regularization: g = g + weight_decay p comes first.
 
 A reference function makes one step in NumPy: it takes the parameter ``p``, its gradient ``g``, the
 states under their names in torch, and keyword-only the number ``t`` of the step (from 1 on) and the
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 from fastopt.optimizers.adadelta import *
 from fastopt.optimizers.adagrad import *
 from fastopt.optimizers.adam import *
+from fastopt.optimizers.adamax import *
 from fastopt.optimizers.base import Optimizer as Optimizer
+from fastopt.optimizers.lion import *
 from fastopt.optimizers.rmsprop import *
 from fastopt.optimizers.sgd import *
 

@@ -124,7 +124,10 @@ class OnOff(Range):
         return [(value, TypeError) for value in (1, 0.0, None, "yes", [True])]
 
 
-Betas = Annotated[tuple[float, float], Several(2, Number(0.0, 1.0, below=True, others=(0.8, 0.95)))]
+_decay = Number(0.0, 1.0, below=True, others=(0.8, 0.95))
+
+Betas = Annotated[tuple[float, float], Several(2, _decay)]
+Decay = Annotated[float, _decay]
 Finite = Annotated[float, Number()]
 Fraction = Annotated[float, Number(0.0, 1.0, others=(0.8, 0.9))]
 NonNegative = Annotated[float, Number(0.0)]
