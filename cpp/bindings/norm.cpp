@@ -75,7 +75,7 @@ BatchNorm batch_norm_of(Arguments& arguments, const Saved& saved) {
     fail<py::value_error>(arguments.where("axis"), " is ", axis, ", x has ", axes, " axes");
   }
   const size_t place = size_t(arguments.place_of(axis + (axis < 0 ? axes : 0)));
-  const Extents shape = extents_of(arguments.x());
+  const Extents shape = arguments.ordered_shape();
   auto norm = described<BatchNorm>(arguments, saved, shape.subspan(place, 1));
   norm.outer = product(shape.first(place));
   norm.channels = shape[place];
@@ -240,7 +240,7 @@ py::tuple gradient(Arguments& arguments, N norm, Saved& saved, index_t statistic
 
 // gamma and beta are of the shape {groups * channels}.
 GroupNorm group_norm_of(Arguments& arguments, const Saved& saved) {
-  const Extents shape = extents_of(arguments.given());
+  const Extents shape = arguments.shape();
   if (shape.size() < 2) {
     fail<py::value_error>(arguments.where("x"), " has shape ", shape_text(arguments.given()),
                           ", expected at least 2 axes");
@@ -262,7 +262,7 @@ GroupNorm group_norm_of(Arguments& arguments, const Saved& saved) {
 py::tuple group_norm_forward(std::unique_ptr<Saved> saved, py::handle x, py::handle num_groups,
                              py::handle out) {
   Arguments arguments(saved->function, x, Arguments::c);
-  const Extents shape = extents_of(arguments.given());
+  const Extents shape = arguments.shape();
   if (!num_groups.is_none()) {
     saved->groups = clipped(num_groups);
   } else if (shape.size() < 3 || (arguments.x().size() > 0 && product(shape.subspan(2)) < 2)) {
@@ -286,7 +286,7 @@ py::tuple group_norm_gradient(const char* function, py::handle dy, py::handle ob
 
 // The axes of x that are normalized, and of which gamma and beta are.
 Extents normalized_shape(const Arguments& arguments, const Saved& saved) {
-  const Extents shape = extents_of(arguments.given());
+  const Extents shape = arguments.shape();
   if (saved.normalized_from < 0 || size_t(saved.normalized_from) > shape.size()) {
     fail<py::value_error>(arguments.function(), ": saved has the axes of another x");
   }
@@ -296,7 +296,7 @@ Extents normalized_shape(const Arguments& arguments, const Saved& saved) {
 LayerNorm layer_norm_of(Arguments& arguments, const Saved& saved) {
   const Extents normalized = normalized_shape(arguments, saved);
   auto norm = described<LayerNorm>(arguments, saved, normalized);
-  norm.rows = product(extents_of(arguments.given()).first(size_t(saved.normalized_from)));
+  norm.rows = product(arguments.shape().first(size_t(saved.normalized_from)));
   norm.columns = product(normalized);
   norm.groups = 1;
   norm.centered = saved.function == "layer_norm";

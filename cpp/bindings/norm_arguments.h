@@ -62,6 +62,7 @@ class Arguments {
       : function_(std::move(function)),
         relation_(relation),
         given_(typed("x", x)),
+        shape_(shape_of(given_)),
         order_(order == any ? order_in_memory(given_) : Shape()),
         x_(c_ordered(permuted(given_, order_))) {
     overlaps_.add("x", given_, use);
@@ -69,6 +70,8 @@ class Arguments {
 
   const py::array& given() const { return given_; }
   const py::array& x() const { return x_; }
+  Extents shape() const { return shape_; }
+  Extents ordered_shape() const { return order_.empty() ? shape() : extents_of(x_); }
   Dtype dtype() const { return dtype_of(given_); }
   std::string where(const char* name) const { return function_ + ": " + name; }
   const std::string& function() const { return function_; }
@@ -128,7 +131,7 @@ class Arguments {
 
   // Not initialised, in x's order of memory.
   Output new_like_x() const {
-    py::array array = new_output(shape_of(extents_of(x_)), dtype());
+    py::array array = new_output(shape_of(ordered_shape()), dtype());
     void* const data = array.mutable_data();
     Shape back(order_.size());
     for (size_t i = 0; i < back.size(); ++i) back[size_t(order_[i])] = index_t(i);
@@ -173,6 +176,7 @@ class Arguments {
   const std::string function_;
   const char* const relation_;
   const py::array given_;
+  const Shape shape_;  // apart: checks of other arrays may run Python, which may reshape x
   const Shape order_;
   const py::array x_;
   Overlaps overlaps_;
