@@ -59,7 +59,7 @@ CASES = [case for cls in OPTIMIZERS for case in cases(cls)]
 IN_TORCH = [
     cls
     for cls in OPTIMIZERS
-    if cls.__name__ in {"SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax"}
+    if cls.__name__ in {"SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "RAdam"}
 ]
 
 

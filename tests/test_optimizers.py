@@ -548,7 +548,7 @@ def test_maximize_turns_the_gradient(cls: Any) -> None:
 # What optimizers are for.
 
 LAST = 3000
-RATES = {"SGD": 0.009, "Adagrad": 0.5, "RMSprop": 0.02, "Adadelta": 1.0}
+RATES = {"SGD": 0.009, "RAdam": 0.009, "Adagrad": 0.5, "RMSprop": 0.02, "Adadelta": 1.0}
 
 
 def with_falling_rate(case: Case, p: Any) -> Any:

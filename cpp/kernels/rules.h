@@ -133,6 +133,80 @@ struct Adam {
   }
 };
 
+// Dozat (2016) as Choi et al. (2019) write it: the step is along the average after this gradient
+// has come in once more.
+template <class T>
+struct Nadamw {
+  static constexpr Names names{"nadamw", "exp_avg exp_avg_sq",
+                               "grad_scale decay beta1 one_minus_beta1 beta2 one_minus_beta2 "
+                               "step_size root_correction eps"};
+  T grad_scale, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
+  T step_size, root_correction, eps;
+
+  void operator()(T g, T& p, T& m, T& v) const {
+    g = grad_scale * g;
+    m = beta1 * m + one_minus_beta1 * g;
+    v = beta2 * v + one_minus_beta2 * g * g;
+    const T ahead = beta1 * m + one_minus_beta1 * g;
+    p = decay * p - step_size * ahead / (sqrt(v) * root_correction + eps);
+  }
+};
+
+// Liu et al. (2020): rectified is 0 as long as the second moment is of too few gradients to divide
+// by. The rectification and the bias corrections sit in step_size.
+template <class T>
+struct Radam {
+  static constexpr Names names{"radam", "exp_avg exp_avg_sq",
+                               "grad_scale weight_decay decay beta1 one_minus_beta1 beta2 "
+                               "one_minus_beta2 step_size rectified eps"};
+  T grad_scale, weight_decay, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
+  T step_size, rectified, eps;
+
+  void operator()(T g, T& p, T& m, T& v) const {
+    g = decayed(grad_scale * g, weight_decay, p);
+    m = beta1 * m + one_minus_beta1 * g;
+    v = beta2 * v + one_minus_beta2 * g * g;
+    const T root = sqrt(v) + eps;
+    p = decay * p - step_size * m / (rectified == 0 ? 1 : root);
+  }
+};
+
+// Zhuang et al. (2020): the second moment is that of the gradient's difference from its average.
+template <class T>
+struct AdaBelief {
+  static constexpr Names names{"adabelief", "exp_avg exp_avg_var",
+                               "grad_scale decay beta1 one_minus_beta1 beta2 one_minus_beta2 "
+                               "step_size root_correction eps"};
+  T grad_scale, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
+  T step_size, root_correction, eps;
+
+  void operator()(T g, T& p, T& m, T& v) const {
+    g = grad_scale * g;
+    m = beta1 * m + one_minus_beta1 * g;
+    const T surprise = g - m;
+    v = beta2 * v + one_minus_beta2 * surprise * surprise + eps;
+    p = decay * p - step_size * m / (sqrt(v) * root_correction + eps);
+  }
+};
+
+// Zaheer et al. (2018): the second moment moves by a share of the square, not of the difference.
+template <class T>
+struct Yogi {
+  static constexpr Names names{"yogi", "exp_avg exp_avg_sq",
+                               "grad_scale decay beta1 one_minus_beta1 one_minus_beta2 "
+                               "step_size root_correction eps"};
+  T grad_scale, decay, beta1, one_minus_beta1, one_minus_beta2;
+  T step_size, root_correction, eps;
+
+  void operator()(T g, T& p, T& m, T& v) const {
+    g = grad_scale * g;
+    m = beta1 * m + one_minus_beta1 * g;
+    const T square = g * g;
+    v -= one_minus_beta2 * sign(v - square) * square;
+    p = decay * p - step_size * m / (sqrt(v) * root_correction + eps);
+  }
+};
+
 // The largest gradient takes the place of the second moment: Kingma, Ba (2015), section 7.1.
 template <class T>
 struct Adamax {
@@ -217,4 +291,5 @@ template <class T>
 using Rules =
     List<Sgd<T>, SgdMomentum<T, false>, SgdMomentum<T, true>, Adagrad<T>, Rmsprop<T, false, false>,
          Rmsprop<T, false, true>, Rmsprop<T, true, false>, Rmsprop<T, true, true>, Adadelta<T>,
-         Adam<T, false>, Adam<T, true>, Adamax<T>, Lion<T>, SignSgd<T>, SignSgdMomentum<T>, Ema<T>>;
+         Adam<T, false>, Adam<T, true>, Nadamw<T>, Radam<T>, AdaBelief<T>, Yogi<T>, Adamax<T>,
+         Lion<T>, SignSgd<T>, SignSgdMomentum<T>, Ema<T>>;

@@ -14,12 +14,15 @@ numbers are rounded to that dtype when they meet an array.
 
 from typing import TYPE_CHECKING
 
+from fastopt.optimizers.adabelief import *
 from fastopt.optimizers.adadelta import *
 from fastopt.optimizers.adagrad import *
 from fastopt.optimizers.adam import *
 from fastopt.optimizers.adamax import *
 from fastopt.optimizers.base import Optimizer as Optimizer
 from fastopt.optimizers.lion import *
+from fastopt.optimizers.nadam import *
+from fastopt.optimizers.radam import *
 from fastopt.optimizers.rmsprop import *
 from fastopt.optimizers.sgd import *
 
