@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 import fastopt
-from fastopt import Optimizer, reference
+from fastopt import Optimizer, _core, reference
 
 # What an option needs to make a difference.
 NEEDS: dict[str, dict[str, Any]] = {
+    "always_adapt": {"weight_decay": 0.0},
     "dampening": {"momentum": 0.9},
     "decoupled_weight_decay": {"weight_decay": 0.1},
     "nesterov": {"momentum": 0.9},
@@ -20,6 +21,9 @@ NEEDS: dict[str, dict[str, Any]] = {
 }
 # Options that together, or off, are another kernel.
 TOGETHER: list[tuple[type[Optimizer], dict[str, Any]]] = [
+    (fastopt.AdamW, {"amsgrad": True, "cautious": True}),
+    (fastopt.LARS, {"weight_decay": 0.1, "trust_clip": True}),
+    (fastopt.LARS, {"weight_decay": 0.1, "trust_coeff": 0.1, "eps": 0.1}),
     (fastopt.RMSprop, {"centered": True, "momentum": 0.9}),
     (fastopt.SignSGD, {"momentum": 0.0}),
 ]
@@ -38,6 +42,11 @@ class Case:
     def optimizer(self, params: Any) -> Any:
         return self.cls(params, **self.options)
 
+    @property
+    def adds_up(self) -> bool:
+        """The rule has sums over an array: it equals the reference only within rounding."""
+        return _core.rules()[self.cls()._rule(defaults(self.cls) | self.options)][2]
+
 
 def defaults(cls: type[Optimizer]) -> dict[str, Any]:
     """The options of an optimizer, from its signature."""
@@ -55,6 +64,9 @@ def cases(cls: type[Optimizer]) -> list[Case]:
 OPTIMIZERS = list(Optimizer.registry.values())
 DEFAULTS = [Case(cls, {}) for cls in OPTIMIZERS]
 CASES = [case for cls in OPTIMIZERS for case in cases(cls)]
+EXACT = [case for case in CASES if not case.adds_up]
+EXACT_DEFAULTS = [case for case in DEFAULTS if not case.adds_up]
+SUMS = [case for case in CASES if case.adds_up]
 
 IN_TORCH = [
     cls

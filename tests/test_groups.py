@@ -576,6 +576,7 @@ EXPECTED_DEFAULTS: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-2,
         "amsgrad": False,
         "maximize": False,
+        "cautious": False,
     },
 }
 

@@ -20,7 +20,7 @@ from control_register import (
     needs_mxcsr,
 )
 from fastopt import _core
-from grid import CASES, DEFAULTS, OPTIMIZERS, Case, Reference
+from grid import CASES, EXACT, EXACT_DEFAULTS, OPTIMIZERS, Case, Reference
 
 DTYPES = [np.float32, np.float64]
 THREADS = [1, 2, 3]
@@ -28,8 +28,8 @@ THREADS = [1, 2, 3]
 SIZES = [*range(131), 1000, 1023, 1024, 1025, 3 * 1024 + 1, 8 * 1024 - 1]
 STEPS = 20
 
-each_case = pytest.mark.parametrize("case", CASES, ids=str)
-each_optimizer = pytest.mark.parametrize("case", DEFAULTS, ids=str)
+each_case = pytest.mark.parametrize("case", EXACT, ids=str)
+each_optimizer = pytest.mark.parametrize("case", EXACT_DEFAULTS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
 
 
@@ -146,7 +146,7 @@ def laid_out(values: Any, layout: tuple[tuple[int, ...], tuple[int, ...]]) -> An
 
 @given(st.data())
 def test_any_two_layouts(data: st.DataObject) -> None:
-    case = data.draw(st.sampled_from(DEFAULTS))
+    case = data.draw(st.sampled_from(EXACT_DEFAULTS))
     dtype = data.draw(st.sampled_from(DTYPES))
     side = st.integers(0, 40)
     shape = data.draw(st.one_of(st.tuples(), st.tuples(side), st.tuples(side, side, side)))
@@ -184,8 +184,8 @@ def test_transposed_gradients(case: Case, dtype: Any, isa: str, preserve: None) 
 def test_a_parameter_comes_back_in_another_layout(preserve: None) -> None:
     shape, n = (40, 50), 2000
     p = {"W": initial(n, np.float32).reshape(shape)}
-    reference = Reference(DEFAULTS[-1], p["W"].copy())
-    opt = DEFAULTS[-1].optimizer(p)
+    reference = Reference(EXACT_DEFAULTS[-1], p["W"].copy())
+    opt = EXACT_DEFAULTS[-1].optimizer(p)
     all_layouts = [((0, 1), (1, 1)), ((1, 0), (1, 1)), ((1, 0), (-1, 2)), ((0, 1), (1, 1))]
     for layout, flat in zip(all_layouts, gradients(n, np.float32, steps=4), strict=True):
         p["W"] = laid_out(p["W"], layout)
@@ -521,7 +521,9 @@ def test_decoupled_weight_decay() -> None:
     np.testing.assert_allclose(p, G * 0.95**T, rtol=1e-12)
 
 
-@pytest.mark.parametrize("cls", [c for c in OPTIMIZERS if "weight_decay" in c.ranges])
+@pytest.mark.parametrize(
+    "cls", [case.cls for case in EXACT_DEFAULTS if "weight_decay" in case.cls.ranges]
+)
 def test_weight_decay_is_a_gradient_or_stays_out_of_the_states(cls: Any) -> None:
     first, second = G.copy(), G.copy()
     decayed = cls(first, weight_decay=0.5)

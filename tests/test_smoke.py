@@ -46,8 +46,10 @@ def test_every_optimizer_has_the_bits_of_its_reference() -> None:
                         opt.step([normal(n, dtype, t) for n in SIZES])
                 assert opt._bound is not None
                 assert opt._bound.isa == isa
+                adds_up = _core.rules()[opt.param_groups[0]._rule][2]
                 for p, q in zip(params, expected, strict=True):
-                    assert p.tobytes() == q.tobytes(), (name, dtype, isa, p.size)
+                    np.testing.assert_allclose(p, q, rtol=1e-4)
+                    assert adds_up or p.tobytes() == q.tobytes(), (name, dtype, isa, p.size)
 
 
 def test_a_star_imports_every_optimizer() -> None:

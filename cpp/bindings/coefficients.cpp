@@ -4,7 +4,6 @@
 #include <sstream>
 
 #include "core/dispatch.h"
-#include "core/step.h"
 
 namespace fastopt {
 namespace {
@@ -31,7 +30,7 @@ const RuleNames& Rules::find(const std::string& caller, const std::string& name)
       rule.coefficients.push_back(py::reinterpret_steal<py::str>(text));
     }
     rule.state_count = words(entry.state).size();
-    if (rule.coefficients.size() > CoefficientSet::most ||
+    if (rule.coefficients.size() > size_t(most_coefficients) ||
         2 + rule.state_count > size_t(most_streams)) {
       fail<std::length_error>(name, " has more coefficients or states than there is room for");
     }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "core/step.h"
 
 namespace fastopt {
 
@@ -20,13 +21,11 @@ struct RuleNames {
 
 // The coefficients of the arrays of one group that are at the same step.
 struct CoefficientSet {
-  static constexpr size_t most = 16;
-
   int group = 0;
   std::int64_t t = 0;
   bool started = false;
   const RuleNames* rule = nullptr;
-  double value[most] = {};
+  double value[most_coefficients] = {};
   unsigned given = 0;  // a bit for each
 
   // Takes those of this dict.

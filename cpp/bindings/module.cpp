@@ -29,14 +29,15 @@ std::vector<std::string> isa_names(bool supported_only) {
   return names;
 }
 
-// {rule: (state names, coefficient names)}
+// {rule: (state names, coefficient names, whether it adds up)}
 py::dict rules() {
   py::dict result;
   const Table& table = *built_tables().front();
   for (int row = 0; row < table.rule_count; ++row) {
     const Rule& rule = table.rules[row];
-    result[rule.name] = py::make_tuple(py::str(rule.state).attr("split")(),
-                                       py::str(rule.coefficients).attr("split")());
+    result[rule.name] =
+        py::make_tuple(py::str(rule.state).attr("split")(),
+                       py::str(rule.coefficients).attr("split")(), rule.reduce != nullptr);
   }
   return result;
 }

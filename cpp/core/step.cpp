@@ -44,11 +44,11 @@ void walk(const ArrayStep& step, int stream, index_t begin, index_t n, Visit vis
 
 // A block of every stream as the kernels want it: one that is not dense is loaded into a tile, and
 // stored back but for the gradient, which is loaded where it is multiplied by two factors, too.
-template <class T>
-void run_in_tiles(const ArrayStep& step, const double* factors, Range elements, double* sums) {
+template <class T, class Kernel>
+void run_in_tiles(const ArrayStep& step, const double* factors, Range elements, Kernel kernel) {
   T tiles[most_streams][block];
   const auto in_place = [&](int s) { return is_dense(step, s) && (s > 0 || factors == nullptr); };
-  for (auto [begin, end] = elements; begin < end; begin += block, sums += step.rule->sum_count) {
+  for (auto [begin, end] = elements; begin < end; begin += block) {
     const index_t n = std::min(block, end - begin);
     void* streams[most_streams];
     std::copy_n(step.streams, most_streams, streams);
@@ -62,7 +62,7 @@ void run_in_tiles(const ArrayStep& step, const double* factors, Range elements, 
         tiles[0][k] = T(double(tiles[0][k]) * factors[0] * factors[1]);
       }
     }
-    step.rule->run(step.coefficients, streams, begin, n, sums);
+    kernel(streams, begin, n);
     for (int s = 1; s < step.stream_count; ++s) {
       const T* const tile = tiles[s];
       if (!in_place(s)) walk<T>(step, s, begin, n, [=](T& x, index_t k) { x = tile[k]; });
@@ -70,17 +70,18 @@ void run_in_tiles(const ArrayStep& step, const double* factors, Range elements, 
   }
 }
 
-// Runs the rule over these elements, with the sums of block after block.
-void run(const ArrayStep& step, const double* factors, Range elements, double* sums) {
+// Calls kernel(streams, element, n) over these elements.
+template <class Kernel>
+void run(const ArrayStep& step, const double* factors, Range elements, Kernel kernel) {
   if (step.layout == nullptr && factors == nullptr) {
     void* streams[most_streams];
     const index_t item = item_size(step.rule->dtype);
     for (int s = 0; s < most_streams; ++s) streams[s] = at(step.streams[s], elements.begin, item);
-    step.rule->run(step.coefficients, streams, elements.begin, elements.end - elements.begin, sums);
+    kernel(streams, elements.begin, elements.end - elements.begin);
   } else if (step.rule->dtype == Dtype::float32) {
-    run_in_tiles<float>(step, factors, elements, sums);
+    run_in_tiles<float>(step, factors, elements, kernel);
   } else {
-    run_in_tiles<double>(step, factors, elements, sums);
+    run_in_tiles<double>(step, factors, elements, kernel);
   }
 }
 
@@ -161,44 +162,106 @@ Wide operator/(Wide a, Wide b) {
   return {a.fraction / b.fraction, a.exponent - b.exponent};
 }
 
-// Of the gradients times 2^exponent: the sum of squares, and zero where all are finite.
-struct Sums {
+// What is added up over the blocks of arrays.
+class BlockSums {
+ public:
+  // The next array, with so many numbers a block.
+  void add_array(index_t size, int count) {
+    arrays_.push_back({sums_.size(), count});
+    sums_.resize(sums_.size() + size_t(blocks_of(size) * count));
+  }
+
+  // Adds up these elements of an array; they begin with a block.
+  void add(size_t array, const ArrayStep& step, Reduce reduce, const double* coefficients,
+           const double* factors, Range elements) {
+    run(step, factors, elements, [&](void* const* streams, index_t element, index_t n) {
+      const Array& of = arrays_[array];
+      double* const sums = sums_.data() + of.begin + size_t(element / block * of.count);
+      reduce(coefficients, streams, element, n, sums);
+    });
+  }
+
+  // Adds the sums of an array, in the order of its blocks, to these.
+  void total(size_t array, double* sums) const {
+    const auto [begin, count] = arrays_[array];
+    const size_t end = array + 1 < arrays_.size() ? arrays_[array + 1].begin : sums_.size();
+    for (size_t i = begin; i < end; ++i) sums[(i - begin) % size_t(count)] += sums_[i];
+  }
+
+ private:
+  struct Array {
+    size_t begin;
+    int count;
+  };
+  std::vector<Array> arrays_;
+  std::vector<double> sums_;
+};
+
+struct SquareSums {
   double square, nonfinite;
 };
 
-Sums sum_gradients(const Settings& settings, const std::vector<ArrayStep>& steps, int exponent) {
+// Of the gradients times 2^exponent.
+SquareSums sum_gradients(const Settings& settings, const std::vector<ArrayStep>& steps,
+                         int exponent) {
   const Shares shares(steps, true);
-  std::vector<index_t> first_block{0};
-  for (const ArrayStep& step : steps) {
-    first_block.push_back(first_block.back() + blocks_of(step.size));
-  }
-  std::vector<Sums> of_block(static_cast<size_t>(first_block.back()));
+  BlockSums blocks;
+  for (const ArrayStep& step : steps) blocks.add_array(step.size, 2);
   const double scale = std::ldexp(1.0, exponent);
   parallel_for(settings, shares.bytes(), [&](int part, int parts) {
     shares.visit(steps, part, parts, [&](size_t i, index_t begin, index_t end) {
-      ArrayStep reduction = steps[i];
-      reduction.rule = &settings.table->gradient_norm[size_t(reduction.rule->dtype)];
-      reduction.coefficients = &scale;
-      reduction.stream_count = 1;
-      run(reduction, nullptr, {begin, end},
-          &of_block[size_t(first_block[i] + begin / block)].square);
+      ArrayStep gradient = steps[i];
+      gradient.stream_count = 1;
+      const Reduce reduce = settings.table->gradient_norm[size_t(gradient.rule->dtype)];
+      blocks.add(i, gradient, reduce, &scale, nullptr, {begin, end});
     });
   });
-  Sums sums{0, 0};
+  double sums[2] = {};
   parallel_for(settings, 0, [&](int, int) {  // for its floating-point environment
-    for (const Sums& sum : of_block) {
-      sums.square += sum.square;
-      sums.nonfinite += sum.nonfinite;
+    for (size_t i = 0; i < steps.size(); ++i) blocks.total(i, sums);
+  });
+  return {sums[0], sums[1]};
+}
+
+struct Coefficients {
+  double value[most_coefficients];
+};
+
+// Those of every array of a rule that adds up: from its sums follow its own.
+std::vector<Coefficients> reduce_and_combine(const Settings& settings,
+                                             const std::vector<ArrayStep>& steps,
+                                             const double* factors) {
+  const auto adds_up = [](const ArrayStep& step) { return step.rule->reduce != nullptr; };
+  if (std::none_of(steps.begin(), steps.end(), adds_up)) return {};
+  BlockSums blocks;
+  for (const ArrayStep& step : steps) blocks.add_array(step.size, step.rule->sum_count);
+  const Shares shares(steps, false);
+  parallel_for(settings, shares.bytes(), [&](int part, int parts) {
+    shares.visit(steps, part, parts, [&](size_t i, index_t begin, index_t end) {
+      if (!adds_up(steps[i])) return;
+      blocks.add(i, steps[i], steps[i].rule->reduce, steps[i].coefficients, factors, {begin, end});
+    });
+  });
+  std::vector<Coefficients> combined(steps.size());
+  Settings exact = settings;
+  exact.flush_denormals = false;
+  parallel_for(exact, 0, [&](int, int) {
+    for (size_t i = 0; i < steps.size(); ++i) {
+      if (!adds_up(steps[i])) continue;
+      std::copy_n(steps[i].coefficients, most_coefficients, combined[i].value);
+      double sums[most_sums] = {};
+      blocks.total(i, sums);
+      steps[i].rule->combine(combined[i].value, sums, steps[i].size);
     }
   });
-  return sums;
+  return combined;
 }
 
 }  // namespace
 
 GradientNorm measure(const Settings& settings, const std::vector<ArrayStep>& steps) {
   int exponent = 0;
-  Sums sums = sum_gradients(settings, steps, exponent);
+  SquareSums sums = sum_gradients(settings, steps, exponent);
   // Squares of float64 overflow from 1e154 on, and below 1e-154 they lose digits.
   if (sums.nonfinite == 0.0 && !(sums.square >= 0x1p-900 && std::isfinite(sums.square))) {
     exponent = sums.square < 1 ? 600 : -600;
@@ -251,14 +314,20 @@ GradientScale scale_of(const Settings& settings, const std::vector<ArrayStep>& s
 
 void apply(const Settings& settings, const std::vector<ArrayStep>& steps,
            const GradientScale& scale, bool zero_grads) {
+  const double* const factors = scale.is_beyond ? scale.beyond : nullptr;
+  const std::vector<Coefficients> combined = reduce_and_combine(settings, steps, factors);
   const Shares shares(steps, false);
   parallel_for(settings, shares.bytes(), [&](int part, int parts) {
     shares.visit(steps, part, parts, [&](size_t i, index_t begin, index_t end) {
       const ArrayStep& step = steps[i];
+      const double* const coefficients =
+          step.rule->reduce == nullptr ? step.coefficients : combined[i].value;
       const index_t piece = zero_grads ? zeroed_piece : end - begin;
       for (index_t next; begin < end; begin = next) {
         next = std::min(begin + piece, end);
-        run(step, scale.is_beyond ? scale.beyond : nullptr, {begin, next}, nullptr);
+        run(step, factors, {begin, next}, [&](void* const* streams, index_t element, index_t n) {
+          step.rule->update(coefficients, streams, element, n);
+        });
         if (zero_grads) set_to_zero(step, begin, next);
       }
     });

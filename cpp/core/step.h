@@ -11,12 +11,12 @@
 
 namespace fastopt {
 
-constexpr int most_streams = 5;
+constexpr int most_streams = 5, most_coefficients = 16, most_sums = 4;
 
 struct ArrayStep {
   const Rule* rule;
-  const double* coefficients;
-  const Layout* layout;  // nullptr: dense, in one common order
+  const double* coefficients;  // most_coefficients of them
+  const Layout* layout;        // nullptr: dense, in one common order
   index_t size;
   int stream_count;
   void* streams[most_streams];  // gradient, parameter, state...

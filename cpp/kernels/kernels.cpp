@@ -60,16 +60,23 @@ template <class T>
 constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
 
 template <class T, class F>
-constexpr Rule rule_of{F::names.rule,         F::names.state,
-                       F::names.coefficients, count_words(F::names.sums),
-                       dtype_of<T>,           run<F, T>};
+constexpr Rule rule_of() {
+  Rule rule{
+      F::names.rule, F::names.state, F::names.coefficients, dtype_of<T>, count_words(F::names.sums),
+      nullptr,       nullptr,        update<F, T>};
+  if constexpr (*F::names.sums) {
+    rule.reduce = reduce<F, T>;
+    rule.combine = combine<F>;
+  }
+  return rule;
+}
 
 template <class... F, class... D>
 constexpr auto rows(List<F...>, List<D...>) {
   struct Rows {
     Rule row[sizeof...(F) + sizeof...(D)];
   };
-  return Rows{{rule_of<float, F>..., rule_of<double, D>...}};
+  return Rows{{rule_of<float, F>()..., rule_of<double, D>()...}};
 }
 
 constexpr auto rules = rows(Rules<float>{}, Rules<double>{});
@@ -85,7 +92,7 @@ constinit const Table table{
     vector_bytes,
     rules.row,
     sizeof rules.row / sizeof rules.row[0],
-    {rule_of<float, GradientNorm<float>>, rule_of<double, GradientNorm<double>>},
+    {reduce<GradientNorm<float>, float>, reduce<GradientNorm<double>, double>},
     {softmax_of<float>, softmax_of<double>},
     {norm_of<float>, norm_of<double>},
 };

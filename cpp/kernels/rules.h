@@ -1,5 +1,6 @@
 // The update rules. A rule is its coefficients, folded once per step in double precision, and what
-// happens to one element; one with sums adds to them, in double, what the element has for them.
+// happens to one element. One with sums first passes over the array with `sum`, which adds what the
+// element has for them, in double; then `combine` changes the coefficients that depend on them.
 // Included by kernels.cpp inside the namespace of one ISA.
 //
 // Every update but the average's begins with the decayed gradient, grad_scale * g + weight_decay *
@@ -10,7 +11,7 @@ struct Names {
   const char* rule;
   const char* state;
   const char* coefficients;
-  const char* sums = "";
+  const char* sums = "";  // of a first pass over the array
 };
 
 template <class... F>
@@ -22,29 +23,22 @@ T decayed(T g, T weight_decay, T p) {
   return weight_decay == 0 ? g : sum;
 }
 
-template <class T>
-struct Sgd {
-  static constexpr Names names{"sgd", "", "grad_scale weight_decay lr"};
-  T grad_scale, weight_decay, lr;
-
-  void operator()(T g, T& p) const {
-    g = decayed(grad_scale * g, weight_decay, p);
-    p -= lr * g;
-  }
-};
-
 // Polyak (1964); Nesterov as in Sutskever et al. (2013): the step uses the velocity after this
 // gradient. The first gradient enters with one_minus_dampening = 1.
-template <class T, bool nesterov>
-struct SgdMomentum {
-  static constexpr Names names{nesterov ? "sgd_nesterov" : "sgd_momentum", "momentum_buffer",
+template <class T, bool with_momentum, bool nesterov>
+struct Sgd {
+  static constexpr Names names{!with_momentum ? "sgd"
+                               : nesterov     ? "sgd_nesterov"
+                                              : "sgd_momentum",
+                               with_momentum ? "momentum_buffer" : "",
                                "grad_scale weight_decay lr momentum one_minus_dampening"};
   T grad_scale, weight_decay, lr, momentum, one_minus_dampening;
 
-  void operator()(T g, T& p, T& v) const {
+  template <class... Velocity>
+  void operator()(T g, T& p, Velocity&... v) const {
     g = decayed(grad_scale * g, weight_decay, p);
-    v = momentum * v + one_minus_dampening * g;
-    p -= lr * (nesterov ? g + momentum * v : v);
+    ((v = momentum * v + one_minus_dampening * g, g = nesterov ? g + momentum * v : v), ...);
+    p -= lr * g;
   }
 };
 
@@ -124,12 +118,128 @@ struct Adam {
 
   template <class... Maximum>
   void operator()(T g, T& p, T& m, T& v, Maximum&... v_max) const {
-    g = decayed(grad_scale * g, weight_decay, p);
+    average(decayed(grad_scale * g, weight_decay, p), m, v, v_max...);
+    move(p, m, v, v_max...);
+  }
+
+  template <class... Maximum>
+  void average(T g, T& m, T& v, Maximum&... v_max) const {
     m = beta1 * m + one_minus_beta1 * g;
     v = beta2 * v + one_minus_beta2 * g * g;
-    T second_moment = v;
-    ((second_moment = v_max = maximum(v, v_max)), ...);
-    p = decay * p - step_size * m / (sqrt(second_moment) * root_correction + eps);
+    ((v_max = maximum(v, v_max)), ...);
+  }
+  template <class... Maximum>
+  void move(T& p, T m, T v, Maximum... v_max) const {
+    ((v = v_max), ...);
+    p = decay * p - step_size * m / (sqrt(v) * root_correction + eps);
+  }
+};
+
+// Liang et al., Cautious optimizers (2024): no step where it is against the gradient, and the
+// others so much longer.
+inline double caution(double aligned, double n) {
+  return maximum(aligned / n, 1e-3);
+}
+
+template <class T, bool amsgrad>
+struct CautiousAdam : Adam<T, amsgrad> {
+  using Exact = CautiousAdam<double, amsgrad>;
+  static constexpr Names names{amsgrad ? "adam_amsgrad_cautious" : "adam_cautious",
+                               Adam<T, amsgrad>::names.state, Adam<T, amsgrad>::names.coefficients,
+                               "aligned"};
+
+  template <class... Maximum>
+  void sum(double& aligned, T g, T&, T& m, T& v, Maximum&... v_max) const {
+    this->average(this->grad_scale * g, m, v, v_max...);
+    aligned += m * (this->grad_scale * g) > 0 ? 1.0 : 0.0;
+  }
+  void combine(const double* sums, double n) { this->step_size /= caution(sums[0], n); }
+  template <class... Maximum>
+  void operator()(T g, T& p, T m, T v, Maximum&... v_max) const {
+    this->move(p, m * (this->grad_scale * g) > 0 ? m : T(0), v, v_max...);
+  }
+};
+
+// Wortsman et al., StableAdamW (2023): the betas come without bias, and the step is shorter where
+// the gradients are large beside their averages.
+template <class T>
+struct StableAdam {
+  using Exact = StableAdam<double>;
+  static constexpr Names names{"stable_adamw", "exp_avg exp_avg_sq",
+                               "grad_scale lr weight_decay decay beta1 one_minus_beta1 beta2 "
+                               "one_minus_beta2 eps",
+                               "ratio"};
+  T grad_scale, lr, weight_decay, decay, beta1, one_minus_beta1, beta2, one_minus_beta2, eps;
+
+  void sum(double& ratio, T g, T&, T& m, T& v) const {
+    g = grad_scale * g;
+    m = beta1 * m + one_minus_beta1 * g;
+    v = beta2 * v + one_minus_beta2 * g * g;
+    ratio += double(g * g / maximum(v, eps * eps));
+  }
+  void combine(const double* sums, double n) {
+    lr /= maximum(sqrt(sums[0] / n), 1.0);
+    decay = 1 - lr * weight_decay;
+  }
+  void operator()(T, T& p, T m, T v) const { p = decay * p - lr * m / (sqrt(v) + eps); }
+};
+
+// You et al. (2020). `adapts` says whether there is a trust ratio, `most_trust` how large it may
+// be.
+template <class T>
+struct Lamb {
+  using Exact = Lamb<double>;
+  static constexpr Names names{"lamb", "exp_avg exp_avg_sq",
+                               "grad_scale lr weight_decay beta1 one_minus_beta1 beta2 "
+                               "one_minus_beta2 correction root_correction eps adapts most_trust",
+                               "weight step"};
+  T grad_scale, lr, weight_decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
+  T correction, root_correction, eps, adapts, most_trust;
+
+  T direction(T p, T m, T v) const {
+    return decayed(correction * m / (sqrt(v) * root_correction + eps), weight_decay, p);
+  }
+  void sum(double& weight, double& step, T g, T& p, T& m, T& v) const {
+    g = grad_scale * g;
+    m = beta1 * m + one_minus_beta1 * g;
+    v = beta2 * v + one_minus_beta2 * g * g;
+    const double u = double(direction(p, m, v));
+    weight += double(p) * double(p);
+    step += u * u;
+  }
+  void combine(const double* sums, double) {
+    if (adapts != 0 && sums[0] > 0 && sums[1] > 0) {
+      lr *= minimum(sqrt(sums[0]) / sqrt(sums[1]), most_trust);
+    }
+  }
+  void operator()(T, T& p, T m, T v) const { p -= lr * direction(p, m, v); }
+};
+
+// You, Gitman, Ginsburg (2017): SGD with gradients as long as a share of the weights.
+template <class T, bool with_momentum, bool nesterov>
+struct Lars : Sgd<T, with_momentum, nesterov> {
+  using Exact = Lars<double, with_momentum, nesterov>;
+  static constexpr Names names{
+      !with_momentum ? "lars"
+      : nesterov     ? "lars_nesterov"
+                     : "lars_momentum",
+      with_momentum ? "momentum_buffer" : "",
+      "grad_scale weight_decay lr momentum one_minus_dampening trust_coeff eps adapts most_trust",
+      "weight gradient"};
+  T trust_coeff, eps, adapts, most_trust;
+
+  template <class... Velocity>
+  void sum(double& weight, double& gradient, T g, T& p, Velocity&...) const {
+    const double scaled = double(this->grad_scale * g);
+    weight += double(p) * double(p);
+    gradient += scaled * scaled;
+  }
+  void combine(const double* sums, double) {
+    if (adapts == 0 || !(sums[0] > 0 && sums[1] > 0)) return;
+    const double w = sqrt(sums[0]), length = sqrt(sums[1]) + w * this->weight_decay + eps;
+    const double ratio = minimum(trust_coeff * w / length, most_trust);
+    this->grad_scale *= ratio;
+    this->weight_decay *= ratio;
   }
 };
 
@@ -279,7 +389,7 @@ struct GradientNorm {
   static constexpr Names names{"gradient_norm", "", "scale", "square nonfinite"};
   double scale;
 
-  void operator()(T g, const T&, double& square, double& nonfinite) const {
+  void sum(double& square, double& nonfinite, T g, const T&) const {
     const double scaled = scale * double(g);
     square += scaled * scaled;
     nonfinite += double(g) * 0.0;
@@ -289,7 +399,9 @@ struct GradientNorm {
 // All updates, for one T.
 template <class T>
 using Rules =
-    List<Sgd<T>, SgdMomentum<T, false>, SgdMomentum<T, true>, Adagrad<T>, Rmsprop<T, false, false>,
-         Rmsprop<T, false, true>, Rmsprop<T, true, false>, Rmsprop<T, true, true>, Adadelta<T>,
-         Adam<T, false>, Adam<T, true>, Nadamw<T>, Radam<T>, AdaBelief<T>, Yogi<T>, Adamax<T>,
+    List<Sgd<T, false, false>, Sgd<T, true, false>, Sgd<T, true, true>, Adagrad<T>,
+         Rmsprop<T, false, false>, Rmsprop<T, false, true>, Rmsprop<T, true, false>,
+         Rmsprop<T, true, true>, Adadelta<T>, Adam<T, false>, Adam<T, true>, CautiousAdam<T, false>,
+         CautiousAdam<T, true>, StableAdam<T>, Nadamw<T>, Radam<T>, AdaBelief<T>, Yogi<T>,
+         Adamax<T>, Lamb<T>, Lars<T, false, false>, Lars<T, true, false>, Lars<T, true, true>,
          Lion<T>, SignSgd<T>, SignSgdMomentum<T>, Ema<T>>;

@@ -98,6 +98,10 @@ template <class T>
 T maximum(T x, T y) {
   return x <= y || y != y ? y : x;
 }
+template <class T>
+T minimum(T x, T y) {
+  return x >= y || y != y ? y : x;
+}
 
 template <class T>
 constexpr index_t width_of = vector_bytes / index_t(sizeof(T));

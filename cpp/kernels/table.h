@@ -15,17 +15,22 @@ constexpr index_t block = 1024;
 // Norms work on rows of so few columns with a vector across the rows instead of one along them.
 constexpr index_t few_columns = 32;
 
-// What happens to the elements of one array: an optimizer's update, or sums over them.
+// Sums over the elements of one array, of one block after the other.
+using Reduce = void (*)(const double* coefficients, void* const* streams, index_t element,
+                        index_t n, double* sums);
+
+// What happens to the elements of one array. The streams are gradient, parameter, state..., from
+// the element of this index on. A rule may first add up numbers over the array, and change its
+// state on the way; what follows from them for the coefficients is combined before the update.
 struct Rule {
   const char* name;
   const char* state;         // names, separated by blanks
-  const char* coefficients;  // names, separated by blanks; the order of `run`'s numbers
-  int sum_count;             // how many numbers it adds up over a block
+  const char* coefficients;  // names, separated by blanks: the order of the numbers
   Dtype dtype;
-  // The streams are gradient, parameter, state..., from the element of this index on; the sums
-  // are those of one block after the other.
-  void (*run)(const double* coefficients, void* const* streams, index_t element, index_t n,
-              double* sums);
+  int sum_count;  // of a block
+  Reduce reduce;
+  void (*combine)(double* coefficients, const double* sums, index_t size);
+  void (*update)(const double* coefficients, void* const* streams, index_t element, index_t n);
 };
 
 // Rows of `columns` numbers that lie one after the other, each with its target: q = class_weight at
@@ -180,9 +185,11 @@ struct Table {
   index_t vector_bytes;  // as the compiler was told
   const Rule* rules;
   int rule_count;
-  Rule gradient_norm[2];  // by Dtype
-  Softmax softmax[2];     // by Dtype
-  Norm norm[2];           // by Dtype
+  // By Dtype: of the coefficient 2^exponent, the sums of the squares of the gradients times that,
+  // and of zeros, NaN where an element is infinite or NaN.
+  Reduce gradient_norm[2];
+  Softmax softmax[2];  // by Dtype
+  Norm norm[2];        // by Dtype
 };
 
 }  // namespace fastopt

@@ -38,9 +38,9 @@ void add_up(F f, index_t n, double* sums, Indices<sum...>, const T* __restrict g
     index_t i = begin;
     for (; i + lanes <= end; i += lanes) {
 #pragma omp simd
-      for (index_t k = 0; k < lanes; ++k) f(g[i + k], p[i + k], s[i + k]..., lane[sum][k]...);
+      for (index_t k = 0; k < lanes; ++k) f.sum(lane[sum][k]..., g[i + k], p[i + k], s[i + k]...);
     }
-    for (index_t k = 0; i + k < end; ++k) f(g[i + k], p[i + k], s[i + k]..., lane[sum][k]...);
+    for (index_t k = 0; i + k < end; ++k) f.sum(lane[sum][k]..., g[i + k], p[i + k], s[i + k]...);
     const auto total = [](const double* lanes_of_sum) {
       Sums<double> all;
       __builtin_memcpy(all.part, lanes_of_sum, sizeof all.part);
@@ -50,31 +50,54 @@ void add_up(F f, index_t n, double* sums, Indices<sum...>, const T* __restrict g
   }
 }
 
-// A coefficient in the type of the rule's.
-struct Number {
-  double value;
-  template <class T>
-  operator T() const {
-    return T(value);
-  }
-};
-
-template <class F, class T, int... coefficient, int... state>
-void run(const double* coefficients, void* const* streams, index_t n, double* sums,
-         Indices<coefficient...>, Indices<state...>) {
-  const F f{Number{coefficients[coefficient]}...};
-  const T* const g = static_cast<const T*>(streams[0]);
-  T* const p = static_cast<T*>(streams[1]);
-  constexpr int sum_count = count_words(F::names.sums);
-  if constexpr (sum_count == 0) {
-    stream(f, n, g, p, static_cast<T*>(streams[2 + state])...);
+// The type of a rule's coefficients: all have the same.
+template <class F, int count>
+constexpr auto coefficient_type() {
+  if constexpr (sizeof(F) == count * sizeof(float)) {
+    return float{};
   } else {
-    add_up(f, n, sums, CountTo<sum_count>{}, g, p, static_cast<T*>(streams[2 + state])...);
+    static_assert(sizeof(F) == count * sizeof(double), "every coefficient has a name");
+    return double{};
   }
 }
 
+template <class F, int... i>
+F rule_with(const double* coefficients, Indices<i...>) {
+  using C = decltype(coefficient_type<F, sizeof...(i)>());
+  const C values[] = {C(coefficients[i])...};
+  F f;
+  __builtin_memcpy(&f, values, sizeof f);
+  return f;
+}
+
+// Calls call(rule, gradient, parameter, state...).
+template <class F, class T, class Call, int... state>
+void with_streams(const double* coefficients, void* const* streams, Call call, Indices<state...>) {
+  const auto f = rule_with<F>(coefficients, CountTo<count_words(F::names.coefficients)>{});
+  call(f, static_cast<const T*>(streams[0]), static_cast<T*>(streams[1]),
+       static_cast<T*>(streams[2 + state])...);
+}
+template <class F, class T, class Call>
+void with_streams(const double* coefficients, void* const* streams, Call call) {
+  with_streams<F, T>(coefficients, streams, call, CountTo<count_words(F::names.state)>{});
+}
+
 template <class F, class T>
-void run(const double* coefficients, void* const* streams, index_t, index_t n, double* sums) {
-  run<F, T>(coefficients, streams, n, sums, CountTo<count_words(F::names.coefficients)>{},
-            CountTo<count_words(F::names.state)>{});
+void update(const double* coefficients, void* const* streams, index_t, index_t n) {
+  with_streams<F, T>(coefficients, streams, [=](auto f, auto... s) { stream(f, n, s...); });
+}
+
+template <class F, class T>
+void reduce(const double* coefficients, void* const* streams, index_t, index_t n, double* sums) {
+  with_streams<F, T>(coefficients, streams, [=](auto f, auto... s) {
+    add_up(f, n, sums, CountTo<count_words(F::names.sums)>{}, s...);
+  });
+}
+
+template <class F>
+void combine(double* coefficients, const double* sums, index_t size) {
+  typename F::Exact f;
+  __builtin_memcpy(&f, coefficients, sizeof f);
+  f.combine(sums, double(size));
+  __builtin_memcpy(coefficients, &f, sizeof f);
 }

@@ -20,11 +20,13 @@ from fastopt.optimizers.adagrad import *
 from fastopt.optimizers.adam import *
 from fastopt.optimizers.adamax import *
 from fastopt.optimizers.base import Optimizer as Optimizer
+from fastopt.optimizers.lamb import *
 from fastopt.optimizers.lion import *
 from fastopt.optimizers.nadam import *
 from fastopt.optimizers.radam import *
 from fastopt.optimizers.rmsprop import *
 from fastopt.optimizers.sgd import *
+from fastopt.optimizers.stable_adamw import *
 
 if not TYPE_CHECKING:  # a type checker sees the imports, but would not follow the registry
     __all__ = ["Optimizer", *Optimizer.registry]

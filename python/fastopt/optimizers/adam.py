@@ -83,7 +83,8 @@ class Adam(Optimizer):
     _special_states = (State("max_exp_avg_sq", optional=True),)
 
     def _rule(self, options: Mapping[str, Any]) -> str:
-        return "adam_amsgrad" if options["amsgrad"] else "adam"
+        cautious = "_cautious" if options.get("cautious", False) else ""  # an option of AdamW
+        return ("adam_amsgrad" if options["amsgrad"] else "adam") + cautious
 
     def _coefficients(
         self, options: Mapping[str, Any], lr: float, t: int, started: bool
@@ -111,6 +112,9 @@ class AdamW(Adam):
         As for `Adam`.
     weight_decay : float, default 1e-2
         At least 0.
+    cautious : bool, default False
+        No step where the first moment is against the gradient, and the others longer: divided by
+        their share in the array, or by 1e-3.
 
     Raises
     ------
@@ -119,7 +123,8 @@ class AdamW(Adam):
 
     References
     ----------
-    Loshchilov, Hutter, Decoupled weight decay regularization, 2019.
+    Loshchilov, Hutter, Decoupled weight decay regularization, 2019; cautious: Liang et al.,
+    Cautious optimizers: improving training with one line of code, 2024.
 
     Examples
     --------
@@ -140,6 +145,7 @@ class AdamW(Adam):
         amsgrad: Switch = False,
         *,
         maximize: Switch = False,
+        cautious: Switch = False,
     ) -> None:
         Optimizer.__init__(self, params, locals())
 
@@ -196,6 +202,7 @@ def adamw(
     weight_decay: float = 1e-2,
     amsgrad: bool = False,
     maximize: bool = False,
+    cautious: bool = False,
 ) -> tuple[Array, ...]:
     """
     One step of `fastopt.AdamW`: Adam's, from the decayed parameter (1 - lr weight_decay) p.
@@ -209,7 +216,13 @@ def adamw(
     """
     g = -g if maximize else g
     decay = 1 - lr * weight_decay
-    return _adam(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, t, lr, betas, eps, decay)
+    return _adam(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, t, lr, betas, eps, decay, cautious)
+
+
+def caution(u: Array, g: Array) -> Array:
+    """Return 0 where u is against g, else 1 over the share of those where it is not."""
+    aligned = u * g > 0
+    return aligned / max(np.count_nonzero(aligned) / max(u.size, 1), 1e-3)
 
 
 def _adam(
@@ -223,6 +236,7 @@ def _adam(
     betas: tuple[float, float],
     eps: float,
     decay: float,
+    cautious: bool = False,
 ) -> tuple[Array, ...]:
     beta1, beta2 = betas
     m = beta1 * m + (1 - beta1) * g
@@ -230,5 +244,6 @@ def _adam(
     step_size = lr / (1 - beta1**t)
     root_correction = 1 / math.sqrt(1 - beta2**t)
     largest = v if v_max is None else np.maximum(v, v_max)
-    p = decay * p - step_size * m / (np.sqrt(largest) * root_correction + eps)
+    first = m * caution(m, g).astype(p.dtype) if cautious else m
+    p = decay * p - step_size * first / (np.sqrt(largest) * root_correction + eps)
     return (p, m, v) if v_max is None else (p, m, v, largest)
