@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +21,47 @@ def test_no_arrow_runs_back(room: str, forbidden: str) -> None:
     assert [file.name for file in files if forbidden in file.read_text()] == []
 
 
-def test_files_are_short() -> None:
+def lines_of_code(lines: list[str]) -> int:
     """Blank lines and comments do not count."""
+    stripped = [line.strip() for line in lines]
+    return sum(line != "" and not line.startswith("//") for line in stripped)
 
-    def lines_of_code(file: Path) -> int:
-        lines = [line.strip() for line in file.read_text().splitlines()]
-        return sum(line != "" and not line.startswith("//") for line in lines)
 
-    lengths = {file.name: lines_of_code(file) for file in CPP.glob("*/*.[hc]*")}
+def functions(file: Path) -> Iterator[list[str]]:
+    """Without their last line: as clang-format lays code out, both ends are indented alike."""
+    lines = file.read_text().splitlines()
+    for end, line in enumerate(lines):
+        if line.strip() == "}":
+            indent = line.index("}")
+            begin = end - 1
+            while not lines[begin][: indent + 1].strip(" #"):
+                begin -= 1
+            if not re.match(r" *(if|for|while|switch|[{}])", lines[begin]):
+                yield lines[begin:end]
+
+
+def parameter_count(function: list[str]) -> int:
+    parameters = " ".join(function).replace("operator()", "operator").partition("(")[2]
+    depth = commas = 0
+    for character in parameters:
+        depth += (character in "([{<") - (character in ")]}>")
+        if depth < 0:
+            break
+        commas += depth == 0 and character == ","
+    return 1 + commas
+
+
+FILES = sorted(CPP.glob("*/*.[hc]*"))
+
+
+def test_files_are_short() -> None:
+    lengths = {file.name: lines_of_code(file.read_text().splitlines()) for file in FILES}
     assert lengths
     assert {name: length for name, length in lengths.items() if length > 450} == {}
+
+
+def test_functions_are_short() -> None:
+    found = [function for file in FILES for function in functions(file)]
+    assert len(found) > 300
+    assert [function[0] for function in found if lines_of_code(function) > 60] == []
+    assert [function[0] for function in found if parameter_count(function) > 8] == []

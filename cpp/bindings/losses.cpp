@@ -170,11 +170,29 @@ Labels check_labels(const std::string& caller, py::handle object, const py::arra
   fail<py::value_error>(place, got, expected);
 }
 
-py::tuple softmax_cross_entropy(const std::string& caller, py::handle logits_object,
-                                py::handle labels_object, index_t given_axis,
-                                double label_smoothing, py::handle weight_object,
-                                py::handle ignore_index, const std::string& reduction,
-                                py::handle out) {
+// Of every class, or none.
+std::optional<py::array> check_weight(const std::string& caller, py::handle object,
+                                      const py::array& logits, index_t columns,
+                                      Overlaps& overlaps) {
+  if (object.is_none()) return {};
+  const std::string place = caller + ": weight";
+  const py::array weight = as_array(object, place);
+  if (weight.ndim() != 1 || weight.shape(0) != columns) {
+    fail<py::value_error>(place, " has shape ", shape_text(weight), ", expected (", columns, ",)");
+  }
+  if (dtype_of(weight) != dtype_of(logits)) {
+    fail<py::type_error>(place, " has dtype ", text(weight.dtype()), ", the logits have ",
+                         text(logits.dtype()));
+  }
+  overlaps.add("weight", weight, Overlaps::read);
+  return in_c_order(weight);
+}
+
+py::tuple softmax_cross_entropy(py::handle logits_object, py::handle labels_object,
+                                index_t given_axis, double label_smoothing,
+                                py::handle weight_object, py::handle ignore_index,
+                                const std::string& reduction, py::handle out) {
+  const std::string caller = "softmax_cross_entropy";
   const py::array given = as_array(logits_object, caller + ": logits");
   const index_t axis = axis_of(given, given_axis, caller, "logits");
   const index_t columns = given.shape(axis);
@@ -186,21 +204,8 @@ py::tuple softmax_cross_entropy(const std::string& caller, py::handle logits_obj
   row_shape.erase(row_shape.begin() + axis);
   Overlaps overlaps;
   overlaps.add("logits", given, Overlaps::read_first);
-  std::optional<py::array> weight;
-  if (!weight_object.is_none()) {
-    const std::string place = caller + ": weight";
-    weight = as_array(weight_object, place);
-    if (weight->ndim() != 1 || weight->shape(0) != columns) {
-      fail<py::value_error>(place, " has shape ", shape_text(*weight), ", expected (", columns,
-                            ",)");
-    }
-    if (dtype_of(*weight) != dtype_of(given)) {
-      fail<py::type_error>(place, " has dtype ", text(weight->dtype()), ", the logits have ",
-                           text(given.dtype()));
-    }
-    overlaps.add("weight", *weight, Overlaps::read);
-    weight = in_c_order(*weight);
-  }
+  const std::optional<py::array> weight =
+      check_weight(caller, weight_object, given, columns, overlaps);
   const Labels labels = check_labels(caller, labels_object, given, axis, row_shape, ignore_index);
   overlaps.add("labels", py::reinterpret_borrow<py::array>(labels_object), Overlaps::read);
   const py::array result = output(out, given, caller, overlaps);
@@ -302,9 +307,9 @@ py::array apply(py::handle x_object) {
 void bind_losses(py::module_& m) {
   m.def("softmax", &softmax_along, py::arg("caller"), py::arg("x"), py::arg("axis"),
         py::arg("logarithm"), py::arg("out"));
-  m.def("softmax_cross_entropy", &softmax_cross_entropy, py::arg("caller"), py::arg("logits"),
-        py::arg("labels"), py::arg("axis"), py::arg("label_smoothing"), py::arg("weight"),
-        py::arg("ignore_index"), py::arg("reduction"), py::arg("out"));
+  m.def("softmax_cross_entropy", &softmax_cross_entropy, py::arg("logits"), py::arg("labels"),
+        py::arg("axis"), py::arg("label_smoothing"), py::arg("weight"), py::arg("ignore_index"),
+        py::arg("reduction"), py::arg("out"));
   m.def("squared_error", &squared_error_of, py::arg("caller"), py::arg("prediction"),
         py::arg("target"), py::arg("reduction"), py::arg("out"));
   m.def("l2_penalty", &l2_penalty_of, py::arg("places"), py::arg("arrays"),

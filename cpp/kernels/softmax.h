@@ -228,6 +228,19 @@ index_t bad_row(const void* data, index_t rows, index_t columns) {
   return rows;
 }
 
+// Takes the label off its row's gradient; an ignored row has none, and no loss.
+template <class T>
+void subtract_label(const CrossEntropyRows& task, index_t row) {
+  T* const gradient = static_cast<T*>(task.gradient) + row * task.columns;
+  const index_t label = task.labels[row];
+  if (label == task.ignored) {
+    static_cast<T*>(task.losses)[row] = 0;
+    for (index_t c = 0; c < task.columns; ++c) gradient[c] = 0;
+  } else {
+    gradient[label] -= T(task.scale) * static_cast<const T*>(task.class_weight)[label];
+  }
+}
+
 template <class T, Target target>
 void cross_entropy_few(const CrossEntropyRows& task, index_t begin, index_t end) {
   constexpr index_t width = FewClasses<T>::rows;
@@ -238,7 +251,6 @@ void cross_entropy_few(const CrossEntropyRows& task, index_t begin, index_t end)
   for (index_t row = begin; row < end; row += width) {
     const index_t count = end - row < width ? end - row : width;
     const T* const x = static_cast<const T*>(task.logits) + row * columns;
-    T* const gradient = static_cast<T*>(task.gradient) + row * columns;
     FewClasses<T> tile, q_tile;
     load_columns(x, end - row, columns, tile);
     if constexpr (target == probabilities) {
@@ -281,19 +293,10 @@ void cross_entropy_few(const CrossEntropyRows& task, index_t begin, index_t end)
       if constexpr (target == smoothed) tile.column[c] -= scale * base[c];
       if constexpr (target == probabilities) tile.column[c] -= scale * q_tile.column[c];
     }
-    store_columns(tile, gradient, count, columns);
+    store_columns(tile, static_cast<T*>(task.gradient) + row * columns, count, columns);
     for (index_t r = 0; r < count; ++r) {
-      T& loss = static_cast<T*>(task.losses)[row + r];
-      loss = losses[r];
-      if constexpr (target != probabilities) {
-        const index_t label = task.labels[row + r];
-        if (label == task.ignored) {
-          loss = 0;
-          for (index_t c = 0; c < columns; ++c) gradient[r * columns + c] = 0;
-        } else {
-          gradient[r * columns + label] -= scale * class_weight[label];
-        }
-      }
+      static_cast<T*>(task.losses)[row + r] = losses[r];
+      if constexpr (target != probabilities) subtract_label<T>(task, row + r);
     }
   }
 }

@@ -21,7 +21,6 @@ def softmax(
     caller: str, x: NDArray[Any], axis: int, logarithm: bool, out: NDArray[Any] | None
 ) -> NDArray[Any]: ...
 def softmax_cross_entropy(
-    caller: str,
     logits: NDArray[Any],
     labels: NDArray[Any],
     axis: int,

@@ -184,7 +184,6 @@ def softmax_cross_entropy(
     if ignore_index is not None:
         ignore_index = integer(f"{caller}: ignore_index", ignore_index)
     return _core.softmax_cross_entropy(
-        caller,
         logits,
         labels,
         _axis(caller, axis),
