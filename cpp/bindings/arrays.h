@@ -1,21 +1,18 @@
-// What the library asks of a NumPy array, how it says that an array is not so, and new arrays.
+// What the library asks of an array, how it says that an array is not so, and new arrays. Only this
+// file and arrays.cpp know NumPy.
 #pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <limits>
 #include <memory>
-#include <new>
 #include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/layout.h"
-#include "core/memory.h"
 
 namespace fastopt {
 
@@ -51,15 +48,18 @@ inline std::string text(py::handle object) {
   return py::reinterpret_steal<py::bytes>(bytes);
 }
 
+using Array = py::array;  // of any dtype
+template <class T>
+using ArrayOf = py::array_t<T>;
 using Shape = std::vector<py::ssize_t>;
 
-inline Shape shape_of(const py::array& array) {
+inline Shape shape_of(const Array& array) {
   return {array.shape(), array.shape() + array.ndim()};
 }
 
-inline std::string shape_text(const py::array& array) {
-  return text(array.attr("shape"));
-}
+std::string shape_text(const Array& array);
+std::string strides_text(const Array& array);
+std::string dtype_text(const Array& array);
 
 // An ndarray itself, of native float32 or float64, whose elements are aligned: what as_array takes
 // without another look.
@@ -73,132 +73,73 @@ inline bool is_plain(py::handle object) {
 }
 
 inline bool is_array(py::handle object) {
-  return py::isinstance<py::array>(object);
+  return py::isinstance<Array>(object);
 }
 
 // Arithmetic on an array without axes makes NumPy scalars: a read-only array instead of one.
-inline py::object without_scalar(const py::object& object) {
-  const py::module_ numpy = py::module_::import("numpy");
-  if (!py::isinstance(object, numpy.attr("generic"))) return object;
-  py::object array = numpy.attr("asarray")(object);
-  array.attr("flags").attr("writeable") = false;  // the scalar would not change
-  return array;
-}
+py::object without_scalar(const py::object& object);
 
-// An array of any dtype. One of a subclass (numpy.memmap, numpy.matrix) is taken for what its
-// memory holds; that is wrong for those that bring an arithmetic of their own, as masked arrays and
-// quantities with units do.
-inline py::array as_ndarray(py::handle object, const std::string& where) {
-  if (!py::isinstance<py::array>(object)) {
-    fail<py::type_error>(where, " is of type ", type_name(object), ", expected numpy.ndarray",
-                         py::hasattr(object, "detach") ? ": use tensor.detach().numpy()" : "");
-  }
-  const py::handle ndarray(reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_));
-  const py::handle type = py::type::handle_of(object);
-  for (const char* arithmetic : {"__add__", "__array_ufunc__"}) {
-    if (!type.is(ndarray) && !type.attr(arithmetic).is(ndarray.attr(arithmetic))) {
-      fail<py::type_error>(where, " is of type ", type_name(object),
-                           ", which has an arithmetic of its own, expected numpy.ndarray");
-    }
-  }
-  return py::reinterpret_borrow<py::array>(object);
-}
+// An array of any dtype.
+Array as_ndarray(py::handle object, const std::string& where);
 
 // An array of native float32 or float64 whose elements are aligned.
-inline py::array as_array(py::handle object, const std::string& where) {
-  if (is_plain(object)) return py::reinterpret_borrow<py::array>(object);
-  py::array array = as_ndarray(object, where);
-  const bool native = array.dtype().attr("isnative").cast<bool>();
-  if (!native || !(array.dtype().num() == py::dtype::of<float>().num() ||
-                   array.dtype().num() == py::dtype::of<double>().num())) {
-    fail<py::type_error>(where, " has dtype ", text(array.dtype().attr("str")), " (",
-                         text(array.dtype()), "), expected native float32 or float64");
-  }
-  if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
-    fail<py::value_error>(where, " is not aligned to its element size");
-  }
-  return array;
+Array as_array(py::handle object, const std::string& where);
+
+inline bool is_c_ordered(const Array& array) {
+  return array.flags() & Array::c_style;
 }
 
 // The array in C order; a copy of one that is not.
-inline py::array in_c_order(const py::array& array) {
-  using Numpy = py::detail::npy_api;
-  PyObject* const ordered = Numpy::get().PyArray_FromAny_(
-      array.ptr(), nullptr, 0, 0, Numpy::NPY_ARRAY_ENSUREARRAY_ | Numpy::NPY_ARRAY_C_CONTIGUOUS_,
-      nullptr);
-  if (ordered == nullptr) throw py::error_already_set();  // out of memory
-  return py::reinterpret_steal<py::array>(ordered);
-}
+Array in_c_order(const Array& array);
 
-inline Dtype dtype_of(const py::array& array) {
+// Integers in C order; those of an unsigned dtype may be negative then.
+ArrayOf<long long> as_integers(const Array& array);
+// Whether an integer is a number of the array's integer dtype.
+bool can_hold(const Array& array, const py::object& integer);
+// 'i', 'u', 'f', 'b'..., as NumPy has them.
+char kind_of_dtype(const Array& array);
+// Tells dtypes apart that take as many bytes.
+int dtype_number(const Array& array);
+// The element of this index in C order.
+std::string element_text(const Array& array, index_t index);
+
+inline Dtype dtype_of(const Array& array) {
   return array.itemsize() == 4 ? Dtype::float32 : Dtype::float64;
 }
 
 // Valid as long as the array is there and has its shape.
-inline View view_of(const py::array& array) {
+inline View view_of(const Array& array) {
   char* const data = static_cast<char*>(const_cast<void*>(array.data()));
   return {data, dtype_of(array), array.writeable(), array.ndim(), array.shape(), array.strides()};
 }
 
-// A new C-ordered array, not initialised.
-inline py::array new_output(const Shape& shape, Dtype dtype) {
-  const py::dtype type = dtype == Dtype::float32 ? py::dtype::of<float>() : py::dtype::of<double>();
-  size_t bytes = size_t(type.itemsize());
-  for (const py::ssize_t extent : shape) {
-    if (extent != 0 &&
-        bytes > size_t(std::numeric_limits<py::ssize_t>::max()) / 2 / size_t(extent)) {
-      throw std::bad_alloc();
-    }
-    bytes *= size_t(extent);
-  }
-  if (bytes < kept_from_bytes) return py::array(type, shape);
-  void* const data = take(bytes);
-  // The array's memory comes back when the last array that looks at it is gone. A capsule carries
-  // one pointer; its context carries the size.
-  PyObject* const owner = PyCapsule_New(data, nullptr, [](PyObject* capsule) {
-    give(PyCapsule_GetPointer(capsule, nullptr), size_t(PyCapsule_GetContext(capsule)));
-  });
-  if (owner == nullptr) {
-    give(data, bytes);
-    throw py::error_already_set();
-  }
-  PyCapsule_SetContext(owner, reinterpret_cast<void*>(bytes));
-  return py::array(type, shape, data, py::reinterpret_steal<py::object>(owner));
-}
+// The memory of the view, which the owner keeps.
+Array array_of(const View& view, py::handle owner);
 
-inline void check_like(const py::array& array, const View& model, const std::string& where,
-                       const char* relation) {
-  if (array.ndim() != model.ndim ||
-      !std::equal(model.shape, model.shape + model.ndim, array.shape())) {
-    const py::tuple expected(model.ndim);
-    for (index_t axis = 0; axis < model.ndim; ++axis) expected[size_t(axis)] = model.shape[axis];
-    fail<py::value_error>(where, " has shape ", shape_text(array), ", ", relation, " ",
-                          text(expected));
-  }
-  if (dtype_of(array) != model.dtype) {
-    fail<py::type_error>(where, " has dtype ", text(array.dtype()), ", ", relation, " ",
-                         model.dtype == Dtype::float32 ? "float32" : "float64");
-  }
-}
-inline void check_like(const py::array& array, const py::array& model, const std::string& where,
+// A new C-ordered array, not initialised.
+Array new_output(const Shape& shape, Dtype dtype);
+
+// The array's elements, with its axes in this order: a plain array, nothing of a subclass is
+// called.
+Array permuted(const Array& array, const Shape& axes);
+
+void copy(const Array& from, const Array& to);
+
+// Bytes that the arrays over them share, and that none of those can resize or free.
+Array shared_memory(size_t bytes);
+
+// The strides of new memory in an array's own order, as numpy.empty_like has them.
+Shape dense_strides(const Array& array);
+
+void check_like(const Array& array, const View& model, const std::string& where,
+                const char* relation);
+inline void check_like(const Array& array, const Array& model, const std::string& where,
                        const char* relation) {
   check_like(array, view_of(model), where, relation);
 }
 
 // True if an element of one is an element of the other; slices of one array may interleave.
-inline bool share_memory(const View& a, const View& b) {
-  const Extent p(a), q(b);
-  if (p.begin == p.end || q.begin == q.end || p.begin >= q.end || q.begin >= p.end) return false;
-  if (is_packed(a) && is_packed(b)) return true;
-  // Of plain arrays: a subclass could take the call over.
-  const auto plain = [](const View& view) {
-    const py::dtype dtype =
-        view.dtype == Dtype::float32 ? py::dtype::of<float>() : py::dtype::of<double>();
-    return py::array(dtype, Shape(view.shape, view.shape + view.ndim),
-                     Shape(view.strides, view.strides + view.ndim), view.data, py::none());
-  };
-  return py::module_::import("numpy").attr("shares_memory")(plain(a), plain(b)).cast<bool>();
-}
+bool share_memory(const View& a, const View& b);
 
 // The arrays of one call as the user gave them, not copies in another order: one that is written
 // shares no memory with another.
@@ -212,45 +153,19 @@ class Overlaps {
 
   Overlaps() { arguments_.reserve(8); }
 
-  void add(const char* name, const py::array& array, Use use) {
+  void add(const char* name, const Array& array, Use use) {
     arguments_.push_back({name, array, use});
   }
 
   // After all were added, and before anything is written.
-  void check(const std::string& caller) const {
-    for (const Argument& output : arguments_) {
-      if (output.use != written) continue;
-      if (overlaps_itself(view_of(output.array))) {
-        fail<py::value_error>(caller, ": ", output.name,
-                              " has elements that share memory (strides ",
-                              text(output.array.attr("strides")), ")");
-      }
-      for (const Argument& other : arguments_) {
-        if (&other == &output || (other.use == read_first && same(output.array, other.array))) {
-          continue;
-        }
-        if (share_memory(view_of(output.array), view_of(other.array))) {
-          fail<py::value_error>(caller, ": ", output.name, " overlaps ", other.name, " in memory");
-        }
-      }
-    }
-  }
+  void check(const std::string& caller) const;
 
  private:
   struct Argument {
     const char* name;
-    py::array array;
+    Array array;
     Use use;
   };
-
-  static bool same(const py::array& a, const py::array& b) {
-    if (a.data() != b.data() || a.ndim() != b.ndim() || a.itemsize() != b.itemsize()) return false;
-    for (index_t axis = 0; axis < a.ndim(); ++axis) {
-      if (a.shape(axis) != b.shape(axis)) return false;
-      if (a.shape(axis) > 1 && a.strides(axis) != b.strides(axis)) return false;
-    }
-    return true;
-  }
 
   std::vector<Argument> arguments_;
 };
@@ -259,7 +174,7 @@ class Overlaps {
 class Seen {
  public:
   Seen() = default;
-  explicit Seen(const py::array& array)
+  explicit Seen(const Array& array)
       : type_(py::type::of(array)),
         descriptor_(array.dtype()),
         data_(array.data()),

@@ -1,6 +1,7 @@
 // The Python side of softmax and the losses: array checks, outputs, the GIL.
 #include <pybind11/stl.h>
 
+#include <numeric>
 #include <optional>
 
 #include "arrays.h"
@@ -11,15 +12,14 @@ namespace fastopt {
 namespace {
 
 // `out` after its checks, else a new array like `model`. The other arrays are in `overlaps`.
-py::array output(py::handle out, const py::array& model, const std::string& caller,
-                 Overlaps& overlaps) {
+Array output(py::handle out, const Array& model, const std::string& caller, Overlaps& overlaps) {
   if (out.is_none()) return new_output(shape_of(model), dtype_of(model));
   const std::string place = caller + ": out";
-  py::array array = as_array(out, place);
+  Array array = as_array(out, place);
   check_like(array, model, place, "expected");
   if (!array.writeable()) fail<py::value_error>(place, " is read-only");
-  if (!(array.flags() & py::array::c_style)) {
-    fail<py::value_error>(place, " is not in C order (strides ", text(array.attr("strides")), ")");
+  if (!is_c_ordered(array)) {
+    fail<py::value_error>(place, " is not in C order (strides ", strides_text(array), ")");
   }
   overlaps.add("out", array, Overlaps::written);
   overlaps.check(caller);
@@ -27,46 +27,46 @@ py::array output(py::handle out, const py::array& model, const std::string& call
 }
 
 // Counted from the first one.
-index_t axis_of(const py::array& array, index_t axis, const std::string& caller, const char* name) {
+index_t axis_of(const Array& array, index_t axis, const std::string& caller, const char* name) {
   if (axis < -array.ndim() || axis >= array.ndim()) {
     fail<py::value_error>(caller, ": axis is ", axis, ", ", name, " has shape ", shape_text(array));
   }
   return axis < 0 ? axis + array.ndim() : axis;
 }
 
-// The same elements with this axis as the last one. A plain array: nothing of a subclass is called.
-py::array axis_last(const py::array& array, index_t axis) {
-  Shape shape = shape_of(array), strides(array.strides(), array.strides() + array.ndim());
-  std::rotate(shape.begin() + axis, shape.begin() + axis + 1, shape.end());
-  std::rotate(strides.begin() + axis, strides.begin() + axis + 1, strides.end());
-  return py::array(array.dtype(), shape, strides, array.data(), array);
+// The same elements with this axis as the last one.
+Array axis_last(const Array& array, index_t axis) {
+  Shape axes(size_t(array.ndim()));
+  std::iota(axes.begin(), axes.end(), 0);
+  std::rotate(axes.begin() + axis, axes.begin() + axis + 1, axes.end());
+  return permuted(array, axes);
 }
 
 // In C order; a copy where they are not so.
-py::array as_rows(const py::array& array, index_t axis) {
+Array as_rows(const Array& array, index_t axis) {
   return in_c_order(axis == array.ndim() - 1 ? array : axis_last(array, axis));
 }
 
 // Where rows of `array` are to be written: itself where this axis is the last one.
-py::array rows_to(const py::array& array, const py::array& rows, index_t axis) {
+Array rows_to(const Array& array, const Array& rows, index_t axis) {
   return axis == array.ndim() - 1 ? array : new_output(shape_of(rows), dtype_of(rows));
 }
 
-void put_back(const py::array& rows, const py::array& array, index_t axis) {
+void put_back(const Array& rows, const Array& array, index_t axis) {
   if (rows.is(array)) return;
-  py::module_::import("numpy").attr("copyto")(axis_last(array, axis), rows);
+  copy(rows, axis_last(array, axis));
 }
 
-py::array softmax_along(const std::string& caller, py::handle x_object, index_t given_axis,
-                        bool logarithm, py::handle out) {
-  const py::array given = as_array(x_object, caller + ": x");
+Array softmax_along(const std::string& caller, py::handle x_object, index_t given_axis,
+                    bool logarithm, py::handle out) {
+  const Array given = as_array(x_object, caller + ": x");
   const index_t axis = axis_of(given, given_axis, caller, "x");
   Overlaps overlaps;
   overlaps.add("x", given, Overlaps::read_first);
-  const py::array result = output(out, given, caller, overlaps);
+  const Array result = output(out, given, caller, overlaps);
   if (given.size() == 0) return result;
-  const py::array x = as_rows(given, axis);
-  py::array y = rows_to(result, x, axis);
+  const Array x = as_rows(given, axis);
+  Array y = rows_to(result, x, axis);
   void* const to = y.mutable_data();
   const index_t columns = given.shape(axis);
   const Dtype dtype = dtype_of(x);
@@ -96,40 +96,38 @@ std::string position_text(const Shape& shape, index_t row, std::optional<index_t
 }
 
 struct Labels {  // one of the two
-  std::optional<py::array_t<long long, py::array::c_style>> classes;
-  py::array probabilities;
+  std::optional<ArrayOf<long long>> classes;
+  Array probabilities;
   std::optional<long long> ignored;
 };
 
 // The label that `ignore_index` stands for among these, if it is one of their numbers.
-std::optional<long long> ignored_label(const py::array& labels, py::handle ignore_index) {
+std::optional<long long> ignored_label(const Array& labels, py::handle ignore_index) {
   if (ignore_index.is_none()) return {};
-  const py::object range = py::module_::import("numpy").attr("iinfo")(labels.dtype());
-  const auto number = py::reinterpret_borrow<py::object>(ignore_index);
-  if (number < range.attr("min") || number > range.attr("max")) return {};
+  const py::object number = owned(ignore_index.ptr());
+  if (!can_hold(labels, number)) return {};
   return static_cast<long long>(PyLong_AsUnsignedLongLongMask(number.ptr()));  // as labels are cast
 }
 
 // `rows` is the shape of the logits without the axis of the classes.
-Labels check_labels(const std::string& caller, py::handle object, const py::array& logits,
-                    index_t axis, const Shape& rows, py::handle ignore_index) {
+Labels check_labels(const std::string& caller, py::handle object, const Array& logits, index_t axis,
+                    const Shape& rows, py::handle ignore_index) {
   const std::string place = caller + ": labels";
-  const py::array array = as_ndarray(object, place);
-  const char kind = array.dtype().kind();
+  const Array array = as_ndarray(object, place);
+  const char kind = kind_of_dtype(array);
   const bool one_per_row = shape_of(array) == rows,
              like_logits = shape_of(array) == shape_of(logits);
   if ((kind == 'i' || kind == 'u') && one_per_row) {
     Labels labels{{}, {}, ignored_label(array, ignore_index)};
-    labels.classes.emplace(py::array_t < long long,
-                           py::array::c_style | py::array::forcecast > (array));
+    labels.classes = as_integers(array);
     const long long* const label = labels.classes->data();
     const auto classes = static_cast<unsigned long long>(logits.shape(axis));
     for (index_t i = 0; i < array.size(); ++i) {
       if (static_cast<unsigned long long>(label[i]) < classes || label[i] == labels.ignored) {
         continue;
       }
-      fail<py::value_error>(place, position_text(rows, i), " is ",
-                            text(array.attr("flat")[py::int_(i)]), ", expected 0 to ", classes - 1);
+      fail<py::value_error>(place, position_text(rows, i), " is ", element_text(array, i),
+                            ", expected 0 to ", classes - 1);
     }
     return labels;
   }
@@ -138,7 +136,7 @@ Labels check_labels(const std::string& caller, py::handle object, const py::arra
       fail<py::value_error>(caller,
                             ": ignore_index is for integer labels, labels are probabilities");
     }
-    const py::array checked = as_array(array, place);
+    const Array checked = as_array(array, place);
     check_like(checked, logits, place, "use labels.astype(logits.dtype): the logits have");
     Labels labels{{}, as_rows(checked, axis), {}};
     const index_t columns = logits.shape(axis);
@@ -162,7 +160,7 @@ Labels check_labels(const std::string& caller, py::handle object, const py::arra
   } else if (like_logits && kind != 'f') {
     hint = ": of one-hot labels, use labels.argmax(axis) or labels.astype(logits.dtype)";
   }
-  const std::string got = " has dtype " + text(array.dtype()) + " and shape " + shape_text(array);
+  const std::string got = " has dtype " + dtype_text(array) + " and shape " + shape_text(array);
   const std::string expected =
       ", expected integers of the shape " + text(py::tuple(py::cast(rows))) +
       ", or probabilities of the logits' dtype and shape " + shape_text(logits);
@@ -171,18 +169,17 @@ Labels check_labels(const std::string& caller, py::handle object, const py::arra
 }
 
 // Of every class, or none.
-std::optional<py::array> check_weight(const std::string& caller, py::handle object,
-                                      const py::array& logits, index_t columns,
-                                      Overlaps& overlaps) {
+std::optional<Array> check_weight(const std::string& caller, py::handle object, const Array& logits,
+                                  index_t columns, Overlaps& overlaps) {
   if (object.is_none()) return {};
   const std::string place = caller + ": weight";
-  const py::array weight = as_array(object, place);
+  const Array weight = as_array(object, place);
   if (weight.ndim() != 1 || weight.shape(0) != columns) {
     fail<py::value_error>(place, " has shape ", shape_text(weight), ", expected (", columns, ",)");
   }
   if (dtype_of(weight) != dtype_of(logits)) {
-    fail<py::type_error>(place, " has dtype ", text(weight.dtype()), ", the logits have ",
-                         text(logits.dtype()));
+    fail<py::type_error>(place, " has dtype ", dtype_text(weight), ", the logits have ",
+                         dtype_text(logits));
   }
   overlaps.add("weight", weight, Overlaps::read);
   return in_c_order(weight);
@@ -193,7 +190,7 @@ py::tuple softmax_cross_entropy(py::handle logits_object, py::handle labels_obje
                                 py::handle weight_object, py::handle ignore_index,
                                 const std::string& reduction, py::handle out) {
   const std::string caller = "softmax_cross_entropy";
-  const py::array given = as_array(logits_object, caller + ": logits");
+  const Array given = as_array(logits_object, caller + ": logits");
   const index_t axis = axis_of(given, given_axis, caller, "logits");
   const index_t columns = given.shape(axis);
   if (columns == 0) {
@@ -204,14 +201,13 @@ py::tuple softmax_cross_entropy(py::handle logits_object, py::handle labels_obje
   row_shape.erase(row_shape.begin() + axis);
   Overlaps overlaps;
   overlaps.add("logits", given, Overlaps::read_first);
-  const std::optional<py::array> weight =
-      check_weight(caller, weight_object, given, columns, overlaps);
+  const std::optional<Array> weight = check_weight(caller, weight_object, given, columns, overlaps);
   const Labels labels = check_labels(caller, labels_object, given, axis, row_shape, ignore_index);
-  overlaps.add("labels", py::reinterpret_borrow<py::array>(labels_object), Overlaps::read);
-  const py::array result = output(out, given, caller, overlaps);
+  overlaps.add("labels", py::reinterpret_borrow<Array>(labels_object), Overlaps::read);
+  const Array result = output(out, given, caller, overlaps);
 
-  const py::array logits = as_rows(given, axis);
-  py::array gradient = rows_to(result, logits, axis);
+  const Array logits = as_rows(given, axis);
+  Array gradient = rows_to(result, logits, axis);
   CrossEntropy task{
       dtype_of(given),
       given.size() / columns,
@@ -228,7 +224,7 @@ py::tuple softmax_cross_entropy(py::handle logits_object, py::handle labels_obje
   };
   py::object loss;
   if (task.reduction == Reduction::none) {
-    py::array losses = new_output(row_shape, task.dtype);
+    Array losses = new_output(row_shape, task.dtype);
     task.losses = losses.mutable_data();
     loss = losses;
   }
@@ -245,20 +241,20 @@ py::tuple softmax_cross_entropy(py::handle logits_object, py::handle labels_obje
 
 py::tuple squared_error_of(const std::string& caller, py::handle prediction_object,
                            py::handle target_object, const std::string& reduction, py::handle out) {
-  const py::array prediction = as_array(prediction_object, caller + ": prediction");
-  const py::array target = as_array(target_object, caller + ": target");
+  const Array prediction = as_array(prediction_object, caller + ": prediction");
+  const Array target = as_array(target_object, caller + ": target");
   check_like(target, prediction, caller + ": target", "the prediction has");
   Overlaps overlaps;
   overlaps.add("prediction", prediction, Overlaps::read_first);
   overlaps.add("target", target, Overlaps::read_first);
-  py::array gradient = output(out, prediction, caller, overlaps);
-  const py::array x = in_c_order(prediction), from = in_c_order(target);
+  Array gradient = output(out, prediction, caller, overlaps);
+  const Array x = in_c_order(prediction), from = in_c_order(target);
   const Residual residual{dtype_of(x), x.data(), from.data(), gradient.mutable_data(), x.size()};
   const Reduction kind = reduction_of(reduction);
   py::object loss;
   void* to = nullptr;
   if (kind == Reduction::none) {
-    py::array errors = new_output(shape_of(x), residual.dtype);
+    Array errors = new_output(shape_of(x), residual.dtype);
     to = errors.mutable_data();
     loss = errors;
   }
@@ -275,12 +271,12 @@ py::tuple squared_error_of(const std::string& caller, py::handle prediction_obje
 // (the penalty of all arrays, the gradient of each)
 py::tuple l2_penalty_of(const std::vector<std::string>& places, const py::list& arrays,
                         double weight_decay) {
-  std::vector<py::array> inputs;
+  std::vector<Array> inputs;
   std::vector<Residual> residuals;
   py::list gradients;
   for (size_t i = 0; i < places.size(); ++i) {
-    const py::array& x = inputs.emplace_back(in_c_order(as_array(arrays[i], places[i])));
-    py::array gradient = new_output(shape_of(x), dtype_of(x));
+    const Array& x = inputs.emplace_back(in_c_order(as_array(arrays[i], places[i])));
+    Array gradient = new_output(shape_of(x), dtype_of(x));
     residuals.push_back({dtype_of(x), x.data(), nullptr, gradient.mutable_data(), x.size()});
     gradients.append(gradient);
   }
@@ -294,9 +290,9 @@ py::tuple l2_penalty_of(const std::vector<std::string>& places, const py::list& 
 }
 
 template <bool logarithm>
-py::array apply(py::handle x_object) {
-  const py::array x = in_c_order(as_array(x_object, "x"));
-  py::array y = new_output(shape_of(x), dtype_of(x));
+Array apply(py::handle x_object) {
+  const Array x = in_c_order(as_array(x_object, "x"));
+  Array y = new_output(shape_of(x), dtype_of(x));
   const CurrentSettings settings;
   elementwise(settings.get(), dtype_of(x), logarithm, x.data(), y.mutable_data(), x.size());
   return y;

@@ -27,11 +27,11 @@ Arguments arguments_of(const Saved& saved, Arguments::Order order) {
 }
 
 // The gradient of what had no part in an empty output.
-void set_to_zero(py::array& gradient) {
+void set_to_zero(Array& gradient) {
   std::fill_n(static_cast<char*>(gradient.mutable_data()), gradient.nbytes(), char(0));
 }
 
-py::object if_given(const py::object& parameter, const py::array& gradient) {
+py::object if_given(const py::object& parameter, const Array& gradient) {
   return parameter.is_none() ? py::object(py::none()) : py::object(gradient);
 }
 
@@ -181,8 +181,8 @@ py::tuple batch_norm_gradient(const char* function, py::handle dy_object, py::ha
   } else if (saved.residual) {
     dresidual = arguments.new_like_x();
   }
-  py::array dgamma = new_output({channels}, norm.dtype);
-  py::array dbeta = new_output({channels}, norm.dtype);
+  Array dgamma = new_output({channels}, norm.dtype);
+  Array dbeta = new_output({channels}, norm.dtype);
   if (norm.outer * norm.inner == 0) {
     set_to_zero(dgamma);
     set_to_zero(dbeta);
@@ -227,7 +227,7 @@ py::tuple gradient(Arguments& arguments, N norm, Saved& saved, index_t statistic
   set_statistics(norm, saved, statistics);
   const void* const dy = arguments.like_x("dy", dy_object, Overlaps::read_first);
   const Arguments::Output dx = arguments.output(out);
-  py::array dgamma = new_output(shape, norm.dtype), dbeta = new_output(shape, norm.dtype);
+  Array dgamma = new_output(shape, norm.dtype), dbeta = new_output(shape, norm.dtype);
   if (arguments.x().size() == 0) {
     set_to_zero(dgamma);
     set_to_zero(dbeta);
@@ -387,8 +387,8 @@ void bind_norm(py::module_& m) {
   // For what Python computes.
   m.def("check_array",
         [](py::handle object, const std::string& where) { as_array(object, where); });
-  m.def("check_apart", [](const std::string& caller, const char* written, const py::array& output,
-                          const char* read, const py::array& input) {
+  m.def("check_apart", [](const std::string& caller, const char* written, const Array& output,
+                          const char* read, const Array& input) {
     Overlaps overlaps;
     overlaps.add(written, output, Overlaps::written);
     overlaps.add(read, input, Overlaps::read);

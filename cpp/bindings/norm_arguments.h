@@ -10,7 +10,7 @@ namespace fastopt {
 
 using Extents = std::span<const index_t>;
 
-inline Extents extents_of(const py::array& array) {
+inline Extents extents_of(const Array& array) {
   return {array.shape(), size_t(array.ndim())};
 }
 
@@ -24,8 +24,8 @@ inline Shape shape_of(Extents extents) {
 
 // The order of axes in which an array lies in memory without gaps; none for C order, nor for an
 // array with gaps.
-inline Shape order_in_memory(const py::array& array) {
-  if (array.flags() & py::array::c_style) return {};
+inline Shape order_in_memory(const Array& array) {
+  if (is_c_ordered(array)) return {};
   Shape order(size_t(array.ndim()));
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) {
@@ -41,16 +41,6 @@ inline Shape order_in_memory(const py::array& array) {
   return order;
 }
 
-inline py::array permuted(const py::array& array, const Shape& order) {
-  if (order.empty()) return array;
-  Shape shape, strides;
-  for (const index_t axis : order) {
-    shape.push_back(array.shape(axis));
-    strides.push_back(array.strides(axis));
-  }
-  return py::array(array.dtype(), shape, strides, array.data(), array);
-}
-
 // The arrays of one call. Each is looked at before any is written; an optional one that is None is
 // a null pointer. Those with x's shape are brought into x's order of memory, or into C order.
 class Arguments {
@@ -64,12 +54,12 @@ class Arguments {
         given_(typed("x", x)),
         shape_(shape_of(given_)),
         order_(order == any ? order_in_memory(given_) : Shape()),
-        x_(c_ordered(permuted(given_, order_))) {
+        x_(in_c_order(permuted(given_, order_))) {
     overlaps_.add("x", given_, use);
   }
 
-  const py::array& given() const { return given_; }
-  const py::array& x() const { return x_; }
+  const Array& given() const { return given_; }
+  const Array& x() const { return x_; }
   Extents shape() const { return shape_; }
   Extents ordered_shape() const { return order_.empty() ? shape() : extents_of(x_); }
   Dtype dtype() const { return dtype_of(given_); }
@@ -84,7 +74,7 @@ class Arguments {
 
   // x's companion, of the same shape and dtype.
   const void* like_x(const char* name, py::handle object, Overlaps::Use use = Overlaps::read) {
-    const py::array array = checked_like_x(name, object);
+    const Array array = checked_like_x(name, object);
     overlaps_.add(name, array, use);
     return data_of(permuted(array, order_));
   }
@@ -92,16 +82,16 @@ class Arguments {
   // Of this shape and x's dtype.
   const void* parameter(const char* name, py::handle object, Extents shape) {
     if (object.is_none()) return nullptr;
-    const py::array array = checked_parameter(name, object, shape);
+    const Array array = checked_parameter(name, object, shape);
     overlaps_.add(name, array, Overlaps::read);
     return data_of(array);
   }
 
   void* changed_parameter(const char* name, py::handle object, Extents shape) {
     if (object.is_none()) return nullptr;
-    py::array array = checked_parameter(name, object, shape);
+    Array array = checked_parameter(name, object, shape);
     if (!array.writeable()) fail<py::value_error>(where(name), " is read-only");
-    if (!(array.flags() & py::array::c_style)) {
+    if (!is_c_ordered(array)) {
       fail<py::value_error>(where(name), " is not contiguous, and is changed in place");
     }
     overlaps_.add(name, array, Overlaps::written);
@@ -119,9 +109,9 @@ class Arguments {
       overlaps_.check(function_);
       return new_like_x();
     }
-    py::array array = checked_like_x("out", out);
+    Array array = checked_like_x("out", out);
     if (!array.writeable()) fail<py::value_error>(where("out"), " is read-only");
-    if (!(permuted(array, order_).flags() & py::array::c_style)) {
+    if (!is_c_ordered(permuted(array, order_))) {
       fail<py::value_error>(where("out"), " lies in memory in another order than x");
     }
     overlaps_.add("out", array, Overlaps::written);
@@ -131,7 +121,7 @@ class Arguments {
 
   // Not initialised, in x's order of memory.
   Output new_like_x() const {
-    py::array array = new_output(shape_of(ordered_shape()), dtype());
+    Array array = new_output(shape_of(ordered_shape()), dtype());
     void* const data = array.mutable_data();
     Shape back(order_.size());
     for (size_t i = 0; i < back.size(); ++i) back[size_t(order_[i])] = index_t(i);
@@ -139,48 +129,43 @@ class Arguments {
   }
 
  private:
-  py::array typed(const char* name, py::handle object) const {
-    return is_plain(object) ? py::reinterpret_borrow<py::array>(object)
-                            : as_array(object, where(name));
+  Array typed(const char* name, py::handle object) const {
+    return is_plain(object) ? py::reinterpret_borrow<Array>(object) : as_array(object, where(name));
   }
 
-  py::array checked_like_x(const char* name, py::handle object) const {
-    py::array array = typed(name, object);
+  Array checked_like_x(const char* name, py::handle object) const {
+    Array array = typed(name, object);
     check_like(array, given_, where(name), relation_);
     return array;
   }
 
-  py::array checked_parameter(const char* name, py::handle object, Extents shape) const {
-    py::array array = typed(name, object);
+  Array checked_parameter(const char* name, py::handle object, Extents shape) const {
+    Array array = typed(name, object);
     if (!std::ranges::equal(extents_of(array), shape)) {
       fail<py::value_error>(where(name), " has shape ", shape_text(array), ", expected ",
                             text(py::tuple(py::cast(shape_of(shape)))));
     }
     if (dtype_of(array) != dtype()) {
-      fail<py::type_error>(where(name), " has dtype ", text(array.dtype()), ", x has ",
-                           text(given_.dtype()));
+      fail<py::type_error>(where(name), " has dtype ", dtype_text(array), ", x has ",
+                           dtype_text(given_));
     }
     return array;
   }
 
-  static py::array c_ordered(const py::array& array) {
-    return array.flags() & py::array::c_style ? array : in_c_order(array);
-  }
-
   // In C order. The arrays themselves are among the overlaps, copies of them are kept here.
-  const void* data_of(const py::array& array) {
-    if (array.flags() & py::array::c_style) return array.data();
+  const void* data_of(const Array& array) {
+    if (is_c_ordered(array)) return array.data();
     return copies_.emplace_back(in_c_order(array)).data();
   }
 
   const std::string function_;
   const char* const relation_;
-  const py::array given_;
+  const Array given_;
   const Shape shape_;  // apart: checks of other arrays may run Python, which may reshape x
   const Shape order_;
-  const py::array x_;
+  const Array x_;
   Overlaps overlaps_;
-  std::vector<py::array> copies_;
+  std::vector<Array> copies_;
 };
 
 }  // namespace fastopt

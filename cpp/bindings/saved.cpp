@@ -5,21 +5,22 @@
 namespace fastopt {
 namespace {
 
-std::vector<index_t> geometry_of(const py::array& array) {
+std::vector<index_t> geometry_of(const Array& array) {
   std::vector<index_t> geometry(2 * size_t(array.ndim()));
   std::copy_n(array.shape(), array.ndim(), geometry.begin());
   std::copy_n(array.strides(), array.ndim(), geometry.begin() + array.ndim());
   return geometry;
 }
 
-py::array_t<double> statistics_of(const Saved& saved) {
+Array statistics_of(const Saved& saved) {
   const index_t n = index_t(saved.statistics.size()) / 3;
-  py::array_t<double> result({index_t(2), n});
+  Array result = new_output({2, n}, Dtype::float64);
+  double* const to = static_cast<double*>(result.mutable_data());
   const double *const mean = saved.statistics.data(), *const variance = mean + n;
   for (index_t i = 0; i < n; ++i) {
     const double unit = variance[n + i];
-    result.mutable_at(0, i) = mean[i] / unit;
-    result.mutable_at(1, i) = variance[i] / unit / unit;
+    to[i] = mean[i] / unit;
+    to[n + i] = variance[i] / unit / unit;
   }
   return result;
 }
@@ -71,7 +72,7 @@ Saved& Saved::of(const char* function, py::handle object) {
     fail<py::value_error>(function, "_backward: saved comes from ", saved.function, ", use ",
                           saved.function, "_backward");
   }
-  if (geometry_of(saved.x) != saved.geometry || saved.x.dtype().num() != saved.type) {
+  if (geometry_of(saved.x) != saved.geometry || dtype_number(saved.x) != saved.type) {
     fail<py::value_error>(function, "_backward: x was given another shape, dtype or strides after ",
                           function);
   }
@@ -82,10 +83,10 @@ Saved& Saved::of(const char* function, py::handle object) {
   return saved;
 }
 
-void Saved::set_x(const py::array& array) {
+void Saved::set_x(const Array& array) {
   x = array;
   geometry = geometry_of(x);
-  type = x.dtype().num();
+  type = dtype_number(x);
 }
 
 void bind_saved(py::module_& m) {
@@ -101,7 +102,7 @@ void bind_saved(py::module_& m) {
       .def("__repr__",
            [](const Saved& saved) {
              return "Saved(" + saved.function + ", x of shape " + shape_text(saved.x) + ", " +
-                    text(saved.x.dtype()) + ")";
+                    dtype_text(saved.x) + ")";
            })
       .def("__reduce__", [](const Saved& saved) {
         const py::object make = py::module_::import("fastopt._core").attr("saved_from_state");

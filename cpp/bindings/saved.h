@@ -17,8 +17,8 @@ struct Saved {
   index_t groups = 0;           // of group normalization
   index_t normalized_from = 0;  // the first axis that layer normalization normalizes
   bool training = true, relu = false, residual = false;
-  py::array x = py::reinterpret_steal<py::array>(py::handle());  // none before set_x
-  bool overwritten = false;                                      // y lies where x was
+  Array x = py::reinterpret_steal<Array>(py::handle());  // none before set_x
+  bool overwritten = false;                              // y lies where x was
   py::object y = py::none();        // where the sign of what was rectified does not follow from x
   std::vector<double> statistics;   // means, variances, units
   std::vector<double> corrections;  // batch renormalization's r, d
@@ -31,7 +31,7 @@ struct Saved {
   // What the function's forward call has returned beside y, and x as it was then.
   static Saved& of(const char* function, py::handle object);
 
-  void set_x(const py::array& array);
+  void set_x(const Array& array);
 };
 
 void bind_saved(py::module_& m);

@@ -1,4 +1,4 @@
-// The memory of an optimizer's states and counts.
+// The memory of an optimizer's states.
 #pragma once
 
 #include <vector>
@@ -7,10 +7,7 @@
 
 namespace fastopt {
 
-// Bytes that the arrays over them share, and that none of those can resize or free.
-py::array shared_memory(size_t bytes);
-
 // State `number` of these parameters: of this value, in the parameter's shape, dtype and order.
-std::vector<py::array> new_states(const std::vector<py::array>& params, double value, int number);
+std::vector<Array> new_states(const std::vector<Array>& params, double value, int number);
 
 }  // namespace fastopt
