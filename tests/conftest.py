@@ -36,3 +36,13 @@ def restored_config() -> Iterator[None]:
     yield
     fastopt.set_config(**before)
     _config._thread_source = source
+
+
+@pytest.fixture
+def scalars_are_float64() -> Iterator[None]:
+    """Those of torch's optimizers, which else keep numbers of an array in float32."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

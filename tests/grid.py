@@ -69,10 +69,25 @@ EXACT = [case for case in CASES if not case.adds_up]
 EXACT_DEFAULTS = [case for case in DEFAULTS if not case.adds_up]
 SUMS = [case for case in CASES if case.adds_up]
 
+# Options of ours that torch has not.
+OURS_ALONE = {"cautious", "root_mean_square", "zero_start"}
+
 IN_TORCH = [
     cls
     for cls in OPTIMIZERS
-    if cls.__name__ in {"SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "RAdam"}
+    if cls.__name__
+    in {
+        "SGD",
+        "Adagrad",
+        "RMSprop",
+        "Adadelta",
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "RAdam",
+        "NAdam",
+        "ASGD",
+    }
 ]
 
 

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 
 import fastopt
-from grid import IN_TORCH, OPTIMIZERS, Case, cases
+from grid import IN_TORCH, OPTIMIZERS, OURS_ALONE, Case, cases
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("scalars_are_float64")]
 
-# Options of ours that torch has not.
-OURS_ALONE = {"zero_start", "root_mean_square"}
 SHARED = [case for cls in IN_TORCH for case in cases(cls) if not OURS_ALONE & case.options.keys()]
 TOLERANCE = {np.float64: 1e-10, np.float32: 1e-5}
 

@@ -15,6 +15,14 @@ std::vector<std::string> words(const char* text) {
 
 }  // namespace
 
+Numbers::Numbers(const py::dict& arrays) : owner(arrays) {
+  if (arrays.size() > most) fail<std::length_error>("more numbers than there is room for");
+  for (const auto& [name, array] : arrays) {
+    at[names.size()] = array.cast<py::array_t<double>>().mutable_data();
+    names.push_back(py::reinterpret_borrow<py::str>(name));
+  }
+}
+
 const RuleNames& Rules::find(const std::string& caller, const std::string& name) {
   RuleNames& rule = known_[name];
   if (!rule.coefficients.empty()) return rule;
@@ -41,22 +49,31 @@ const RuleNames& Rules::find(const std::string& caller, const std::string& name)
   return rule;
 }
 
-void CoefficientSet::set(const std::string& caller, py::handle values) {
-  const std::vector<py::str>& names = rule->coefficients;
-  PyObject *next_key = nullptr, *next_value = nullptr;
-  for (py::ssize_t position = 0; PyDict_Next(values.ptr(), &position, &next_key, &next_value);) {
-    const py::object key = owned(next_key), number = owned(next_value);
+void CoefficientSet::set(const std::string& caller, py::handle values, const Numbers& numbers) {
+  const auto find = [](const std::vector<py::str>& names, const py::object& key) {
     // Names are interned: the same name is nearly always the same object.
     size_t i = 0;
     while (i < names.size() && !names[i].is(key)) ++i;
     if (i == names.size()) {
       for (i = 0; i < names.size() && !names[i].equal(key); ++i) continue;
     }
-    if (i == names.size()) {
-      fail<std::invalid_argument>(caller, ": the rule has no coefficient ", text(py::repr(key)));
+    return i;
+  };
+  PyObject *next_key = nullptr, *next_value = nullptr;
+  for (py::ssize_t position = 0; PyDict_Next(values.ptr(), &position, &next_key, &next_value);) {
+    const py::object key = owned(next_key), number = owned(next_value);
+    const double x = PyFloat_AsDouble(number.ptr());
+    if (x == -1 && PyErr_Occurred()) throw py::error_already_set();
+    const size_t i = find(rule->coefficients, key);
+    if (i == rule->coefficients.size()) {
+      const size_t k = find(numbers.names, key);
+      if (k == numbers.names.size()) {
+        fail<std::invalid_argument>(caller, ": the rule has no coefficient ", text(py::repr(key)));
+      }
+      after[k] = x;
+      continue;
     }
-    value[i] = PyFloat_AsDouble(number.ptr());
-    if (value[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
+    value[i] = x;
     given |= 1u << i;
   }
 }

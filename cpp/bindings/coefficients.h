@@ -19,17 +19,30 @@ struct RuleNames {
   size_t row[2] = {};  // of the table, by Dtype
 };
 
-// The coefficients of the arrays of one group that are at the same step.
+// What a rule keeps for an array beside its coefficients, one float64 each.
+struct Numbers {
+  static constexpr size_t most = 2;
+
+  Numbers() = default;
+  explicit Numbers(const py::dict& arrays);  // by name, each of one float64
+
+  py::dict owner;
+  std::vector<py::str> names;
+  double* at[most] = {};
+};
+
+// The coefficients of the arrays of one group that are at the same step, with the same numbers.
 struct CoefficientSet {
   int group = 0;
   std::int64_t t = 0;
   bool started = false;
+  double before[Numbers::most] = {}, after[Numbers::most] = {};
   const RuleNames* rule = nullptr;
   double value[most_coefficients] = {};
   unsigned given = 0;  // a bit for each
 
-  // Takes those of this dict.
-  void set(const std::string& caller, py::handle values);
+  // Takes those of this dict, and the numbers after the step.
+  void set(const std::string& caller, py::handle values, const Numbers& numbers = {});
   void check_all_given(const std::string& caller) const;
   void scale_gradients(double factor) { value[rule->grad_scale] *= factor; }
 };

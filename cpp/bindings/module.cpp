@@ -83,9 +83,12 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def_readwrite("skipped_steps", &BoundOptimizer::skipped_steps)
       .def("__enter__", &BoundOptimizer::lock)
       .def("__exit__", [](BoundOptimizer& optimizer, const py::args&) { optimizer.unlock(); })
+      .def("new_numbers", &BoundOptimizer::new_numbers, py::arg("indices"), py::arg("value"),
+           py::arg("number"))
       .def("new_states", &BoundOptimizer::new_states, py::arg("indices"), py::arg("value"),
            py::arg("number"))
-      .def("bind", &BoundOptimizer::bind, py::arg("index"), py::arg("rule"), py::arg("state"))
+      .def("bind", &BoundOptimizer::bind, py::arg("index"), py::arg("rule"), py::arg("state"),
+           py::arg("numbers") = py::dict())
       .def("set_constants", &BoundOptimizer::set_constants, py::arg("group"), py::arg("rule"),
            py::arg("values"))
       .def(

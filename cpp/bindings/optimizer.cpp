@@ -54,7 +54,7 @@ void BoundOptimizer::lock() {
 }
 
 void BoundOptimizer::bind(size_t index, const std::string& rule_name,
-                          const std::vector<py::array>& state) {
+                          const std::vector<py::array>& state, const py::dict& numbers) {
   Parameter& parameter = parameters_.at(index);
   const RuleNames& rule = rules_.find(tree_.caller(), rule_name);
   if (state.size() != rule.state_count) {
@@ -67,6 +67,7 @@ void BoundOptimizer::bind(size_t index, const std::string& rule_name,
   }
   parameter.rule = &rule;
   parameter.state = state;
+  parameter.numbers = Numbers(numbers);
   parameter.layout_known = written_known_ = false;
 }
 
@@ -189,27 +190,43 @@ void BoundOptimizer::choose_coefficients(py::handle fold) {
       started[index] = std::ranges::any_of(
           parameter.state, [](const py::array& a) { return a.attr("any")().cast<bool>(); });
     }
+    const Numbers& numbers = parameter.numbers;
     const auto fits = [&](const CoefficientSet& set) {
-      return set.group == parameter.group && set.t == t && set.started == started[index];
+      return set.group == parameter.group && set.t == t && set.started == started[index] &&
+             std::equal(set.before, set.before + numbers.names.size(), numbers.at,
+                        [](double x, const double* y) { return x == *y; });
     };
     if (last == nullptr || !fits(*last)) {
       const auto known = std::find_if(sets_.rbegin(), sets_.rend(), fits);
-      if (known != sets_.rend()) {
-        last = &*known;
-      } else {
-        CoefficientSet& set = sets_.emplace_back(constants_[size_t(parameter.group)]);
-        set.t = t;
-        set.started = started[index];
-        const auto number = [](long long value) { return checked(PyLong_FromLongLong(value)); };
-        const py::object group = number(set.group), step = number(t);
-        PyObject* arguments[] = {group.ptr(), step.ptr(), set.started ? Py_True : Py_False};
-        set.set(tree_.caller(), checked(PyObject_Vectorcall(fold.ptr(), arguments, 3, nullptr)));
-        set.check_all_given(tree_.caller());
-        last = &set;
-      }
+      last = known != sets_.rend() ? &*known : &new_set(fold, parameter, t, started[index]);
     }
     parameter.coefficients = last;
   }
+}
+
+const CoefficientSet& BoundOptimizer::new_set(py::handle fold, const Parameter& parameter,
+                                              std::int64_t t, bool started) {
+  CoefficientSet& set = sets_.emplace_back(constants_[size_t(parameter.group)]);
+  set.t = t;
+  set.started = started;
+  const auto integer = [](long long value) { return checked(PyLong_FromLongLong(value)); };
+  const py::object group = integer(set.group), step = integer(t);
+  const Numbers& numbers = parameter.numbers;
+  py::object given;
+  if (!numbers.names.empty()) {
+    py::dict values;
+    for (size_t k = 0; k < numbers.names.size(); ++k) {
+      set.before[k] = *numbers.at[k];
+      values[numbers.names[k]] = set.before[k];
+    }
+    given = values;
+  }
+  PyObject* arguments[] = {group.ptr(), step.ptr(), started ? Py_True : Py_False, given.ptr()};
+  const size_t count = given ? 4 : 3;
+  set.set(tree_.caller(), checked(PyObject_Vectorcall(fold.ptr(), arguments, count, nullptr)),
+          numbers);
+  set.check_all_given(tree_.caller());
+  return set;
 }
 
 // Checks what is not as it was at the last step, and fills the list of steps.
@@ -244,6 +261,10 @@ void BoundOptimizer::count(bool skipped) {
   bool* const started = started_.mutable_data();
   for (const size_t index : stepped_) {
     ++counts[index];
+    const Numbers& numbers = parameters_[index].numbers;
+    for (size_t k = 0; k < numbers.names.size(); ++k) {
+      *numbers.at[k] = parameters_[index].coefficients->after[k];
+    }
     if (parameters_[index].rule->state_count > 0) started[index] = true;
   }
 }
@@ -398,6 +419,11 @@ std::vector<py::array> BoundOptimizer::new_states(const std::vector<size_t>& ind
   std::vector<py::array> params;
   for (const size_t index : indices) params.push_back(parameters_.at(index).array);
   return fastopt::new_states(params, value, number);
+}
+
+std::vector<py::array> BoundOptimizer::new_numbers(const std::vector<size_t>& indices, double value,
+                                                   int) const {
+  return fastopt::new_numbers(indices.size(), value);
 }
 
 std::vector<std::string> BoundOptimizer::names() const {

@@ -26,9 +26,12 @@ class BoundOptimizer {
   py::array_t<std::int64_t> counts() const { return counts_; }
   py::array_t<bool> started() const { return started_; }
 
-  // State `number` of these arrays: of this value, in the parameter's shape, dtype and order.
+  // State `number` of these arrays: of this value, in the parameter's shape, dtype and order; or an
+  // array of one float64.
   std::vector<py::array> new_states(const std::vector<size_t>& indices, double value,
                                     int number) const;
+  std::vector<py::array> new_numbers(const std::vector<size_t>& indices, double value,
+                                     int number) const;
 
   const char* isa() const { return isa_; }  // that made the last step
 
@@ -38,7 +41,8 @@ class BoundOptimizer {
   void unlock() { busy_ = 0; }
 
   // From now on the array of this index is stepped by this rule, with this state.
-  void bind(size_t index, const std::string& rule, const std::vector<py::array>& state);
+  void bind(size_t index, const std::string& rule, const std::vector<py::array>& state,
+            const py::dict& numbers);
 
   // The coefficients of a group's rule that do not change from step to step.
   void set_constants(int group, const std::string& rule, const py::dict& values);
@@ -75,10 +79,13 @@ class BoundOptimizer {
     std::unique_ptr<Layout> layout;  // nullptr: dense
     std::string name;
     std::vector<py::array> state;
+    Numbers numbers;
   };
 
   void collect(py::handle params, py::handle grads);
   void choose_coefficients(py::handle fold);
+  const CoefficientSet& new_set(py::handle fold, const Parameter& parameter, std::int64_t t,
+                                bool started);
   void look_at_arrays(const Settings& settings, bool zero_grads);
   void count(bool skipped);
   void let_go();

@@ -10,4 +10,7 @@ namespace fastopt {
 // State `number` of these parameters: of this value, in the parameter's shape, dtype and order.
 std::vector<Array> new_states(const std::vector<Array>& params, double value, int number);
 
+// Arrays of one float64.
+std::vector<py::array> new_numbers(size_t count, double value);
+
 }  // namespace fastopt

@@ -367,6 +367,24 @@ struct SignSgdMomentum {
   }
 };
 
+// Dozat (2016): Adam's step with the momentum of the next step for the average, and that of this
+// one for the gradient.
+template <class T>
+struct Nadam {
+  static constexpr Names names{"nadam", "exp_avg exp_avg_sq",
+                               "grad_scale weight_decay decay beta1 one_minus_beta1 beta2 "
+                               "one_minus_beta2 root_correction eps grad_step average_step"};
+  T grad_scale, weight_decay, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
+  T root_correction, eps, grad_step, average_step;
+
+  void operator()(T g, T& p, T& m, T& v) const {
+    g = decayed(grad_scale * g, weight_decay, p);
+    m = beta1 * m + one_minus_beta1 * g;
+    v = beta2 * v + one_minus_beta2 * g * g;
+    p = decay * p - (grad_step * g + average_step * m) / (sqrt(v) * root_correction + eps);
+  }
+};
+
 // The exponentially weighted average p of what g brings: it goes its share of the way to g, from
 // the end that is nearer, so that a p that is there stays, and a share of 1 is g itself. An
 // infinity stays, too: the way from one to itself is NaN.
@@ -379,6 +397,19 @@ struct Ema {
     const bool near = share < rest;
     const T from = near ? p : g, to = near ? g : p, part = near ? share : rest;
     p = p * T(0) == g * T(0) ? from + (part * to - part * from) : p + g;
+  }
+};
+
+// Polyak, Juditsky (1992): the average of the iterates, from t0 on.
+template <class T>
+struct Asgd {
+  static constexpr Names names{"asgd", "ax", "grad_scale weight_decay decay lr share rest"};
+  T grad_scale, weight_decay, decay, lr, share, rest;
+
+  void operator()(T g, T& p, T& ax) const {
+    g = decayed(grad_scale * g, weight_decay, p);
+    p = decay * p - lr * g;
+    Ema<T>{share, rest}(p, ax);
   }
 };
 
@@ -404,4 +435,4 @@ using Rules =
          Rmsprop<T, true, true>, Adadelta<T>, Adam<T, false>, Adam<T, true>, CautiousAdam<T, false>,
          CautiousAdam<T, true>, StableAdam<T>, Nadamw<T>, Radam<T>, AdaBelief<T>, Yogi<T>,
          Adamax<T>, Lamb<T>, Lars<T, false, false>, Lars<T, true, false>, Lars<T, true, true>,
-         Lion<T>, SignSgd<T>, SignSgdMomentum<T>, Ema<T>>;
+         Lion<T>, SignSgd<T>, SignSgdMomentum<T>, Nadam<T>, Asgd<T>, Ema<T>>;

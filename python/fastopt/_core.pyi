@@ -73,13 +73,22 @@ class BoundOptimizer:
     def new_states(
         self, indices: Sequence[int], value: float, number: int
     ) -> list[NDArray[Any]]: ...
-    def bind(self, index: int, rule: str, state: list[NDArray[Any]]) -> None: ...
+    def new_numbers(
+        self, indices: Sequence[int], value: float, number: int
+    ) -> list[NDArray[Any]]: ...
+    def bind(
+        self,
+        index: int,
+        rule: str,
+        state: list[NDArray[Any]],
+        numbers: dict[str, NDArray[np.float64]] = ...,
+    ) -> None: ...
     def set_constants(self, group: int, rule: str, values: dict[str, float]) -> None: ...
     def step(
         self,
         params: Any,
         grads: Any,
-        fold: Callable[[int, int, bool], dict[str, float]],
+        fold: Callable[..., dict[str, float]],
         loss_scale: float = 1.0,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,

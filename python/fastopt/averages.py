@@ -287,13 +287,17 @@ def ema(p: Array, g: Array, *, t: int, decay: float, bias_correction: bool = Tru
     >>> ema(np.array([10.0]), np.array([40.0]), t=5, decay=0.75, bias_correction=False)
     array([17.5])
     """
+    return moved(p, g, (1 - decay) / (1 - decay**t) if bias_correction else 1 - decay)
+
+
+def moved(p: Array, g: Array, c: float) -> Array:
+    """Return p gone the share c of its way to g."""
     dtype = np.asarray(p).dtype.type
-    c = (1 - decay) / (1 - decay**t) if bias_correction else 1 - decay
     share, rest = dtype(c), dtype(1 - c)
     start, end, part = (p, g, share) if share < rest else (g, p, rest)
     with np.errstate(all="ignore"):
-        moved = start + (part * end - part * start)
-        return np.where(np.isfinite(p) & np.isfinite(g), moved, p + g)
+        way = start + (part * end - part * start)
+        return np.where(np.isfinite(p) & np.isfinite(g), way, p + g)
 
 
 def exponential_moving_average(

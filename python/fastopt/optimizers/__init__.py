@@ -19,6 +19,7 @@ from fastopt.optimizers.adadelta import *
 from fastopt.optimizers.adagrad import *
 from fastopt.optimizers.adam import *
 from fastopt.optimizers.adamax import *
+from fastopt.optimizers.asgd import *
 from fastopt.optimizers.base import Optimizer as Optimizer
 from fastopt.optimizers.lamb import *
 from fastopt.optimizers.lion import *

@@ -135,7 +135,8 @@ class Optimizer:
         """
         The kernel's coefficients of the t-th step (from 1 on) of arrays whose state is new or not.
 
-        But for those that are a hyper-parameter, or one minus it: these come by their names.
+        But for those that are a hyper-parameter, or one minus it: these come by their names. The
+        options have the arrays' numbers, too, and the result has the next ones.
         """
         return {"lr": lr}
 
@@ -444,7 +445,7 @@ class Optimizer:
         bound_names, arrays = bound.names, bound.params
         for group, options in zip(self._groups, all_options, strict=True):
             owners = [f"state.{bound_names[i]}." for i in group._arrays]
-            names = list(_RULES[self._rule(options)][0])
+            names = self._state_names(self._rule(options))
             kept = [
                 name
                 for name in (state.name for state in self._special_states if state.optional)
@@ -456,7 +457,9 @@ class Optimizer:
                 for name in all_names[group._index]:
                     needed = name not in kept and self._declared(name).initial is not None
                     if needed or owner + name in given:
-                        wanted[owner + name] = (arrays[i].shape, arrays[i].dtype)
+                        number = self._declared(name).number
+                        shape, dtype = arrays[i].shape, arrays[i].dtype
+                        wanted[owner + name] = ((), np.float64) if number else (shape, dtype)
         _state.check_keys(caller, given, wanted)
         _state.check_entries(caller, given, wanted)
         with bound:
@@ -620,7 +623,8 @@ class Optimizer:
         for index, options in all_options.items():
             group, rule = groups[index], self._rule(options)
             known = list(states[group._arrays[0]]) if group._arrays else []
-            names = _RULES[rule][0] + [name for name in known if name not in _RULES[rule][0]]
+            names = self._state_names(rule)
+            names += [name for name in known if name not in names]
             if all_names is not None:
                 names = list(all_names[index])
             new: list[dict[str, NDArray[Any]]] = []
@@ -630,18 +634,24 @@ class Optimizer:
                     if name in known:
                         arrays = [states[i][name] for i in group._arrays]
                     else:
-                        initial = self._declared(name).fill(options)
-                        arrays = bound.new_states(group._arrays, initial, position)
+                        declared = self._declared(name)
+                        make = bound.new_numbers if declared.number else bound.new_states
+                        arrays = make(group._arrays, declared.fill(options), position)
                     for state, array in zip(new, arrays, strict=True):
                         state[name] = array
             prepared.append((group, options, rule, _constants(rule, options), new))
+        numbers = [state.name for state in self._special_states if state.number]
         # Nothing is changed before this point: memory for the states may have run out.
         for group, options, rule, constants, new in prepared:
             bound.set_constants(group._index, rule, constants)
             for i, state in zip(group._arrays, new, strict=False):
-                bound.bind(i, rule, [state[name] for name in _RULES[rule][0]])
+                arrays = [state[name] for name in _RULES[rule][0]]
+                bound.bind(i, rule, arrays, {name: state[name] for name in numbers})
                 states[i] = state
             group._options, group._rule = options, rule
+
+    def _state_names(self, rule: str) -> list[str]:
+        return _RULES[rule][0] + [state.name for state in self._special_states if state.number]
 
     def _declared(self, state: str) -> State:
         special = (s for s in self._special_states if s.name == state)
@@ -654,8 +664,12 @@ class Optimizer:
             return number(where, lr(self.steps), 0.0)
         return float(lr)
 
-    def _fold(self, index: int, t: int, started: bool) -> dict[str, float]:
+    def _fold(
+        self, index: int, t: int, started: bool, numbers: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
         options = self._groups[index]._options
+        if numbers is not None:
+            options = {**options, **numbers}
         lr = options["lr"]
         rate = self._lr(options) if callable(lr) else lr
         return self._coefficients(options, rate, t, started)

@@ -9,10 +9,97 @@ from typing import Any
 import numpy as np
 
 from fastopt._tree import Array
-from fastopt.optimizers.base import ArrayTree, Optimizer
+from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
+from fastopt.optimizers.states import State
 
-__all__ = ["NAdamW"]
+__all__ = ["NAdam", "NAdamW"]
+
+
+class NAdam(Optimizer):
+    """
+    NAdam: Adam with Nesterov's look-ahead and a momentum that grows towards beta1, as in torch.
+
+    ::
+
+        mu_t = beta1 (1 - 0.96^(t momentum_decay) / 2),  M = product of all mu so far
+        m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,  v_hat = v / (1 - beta2^t)
+        p = p - lr ((1 - mu_t) g / (1 - M) + mu_(t+1) m / (1 - M mu_(t+1))) / (sqrt(v_hat) + eps)
+
+    Three rules are called NAdam. This is torch's and the paper's, with a schedule of the momentum;
+    `NAdamW` is that of AlgoPerf and timm, without one; optax's corrects its bias otherwise.
+
+    Parameters
+    ----------
+    params : array or tree of arrays, optional
+        As for `SGD`.
+    lr : float or callable, default 2e-3
+        Learning rate, at least 0, or a schedule.
+    betas : tuple of two floats, default (0.9, 0.999)
+        Decay of the two averages, each in [0, 1).
+    eps : float, default 1e-8
+        At least 0.
+    weight_decay : float, default 0.0
+        L2 regularization, at least 0.
+    momentum_decay : float, default 4e-3
+        How fast the momentum grows, at least 0.
+    decoupled_weight_decay : bool, default False
+        Decay the parameter itself, as `AdamW`.
+    maximize : bool, default False
+        Ascend.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyper-parameter is out of its range or an array cannot be changed in place.
+
+    References
+    ----------
+    Dozat, Incorporating Nesterov momentum into Adam, 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, 1.0])
+    >>> fastopt.NAdam(w, lr=0.1).step(np.array([100.0, 0.01]))
+    >>> w.round(3)
+    array([0.868, 0.868])
+    """
+
+    def __init__(
+        self,
+        params: ArrayTree | None = None,
+        lr: Rate = 2e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        momentum_decay: NonNegative = 4e-3,
+        decoupled_weight_decay: Switch = False,
+        *,
+        maximize: Switch = False,
+    ) -> None:
+        super().__init__(params, locals())
+
+    _special_states = (State("mu_product", initial=1.0, number=True),)
+
+    def _rule(self, options: Mapping[str, Any]) -> str:
+        return "nadam"
+
+    def _coefficients(
+        self, options: Mapping[str, Any], lr: float, t: int, started: bool
+    ) -> dict[str, float]:
+        (beta1, beta2), weight_decay = options["betas"], options["weight_decay"]
+        decoupled = options["decoupled_weight_decay"]
+        mu, mu_next = (_momentum(beta1, options["momentum_decay"], i) for i in (t, t + 1))
+        product = options["mu_product"] * mu
+        return {
+            "weight_decay": 0.0 if decoupled else weight_decay,
+            "decay": 1 - lr * weight_decay if decoupled else 1.0,
+            "root_correction": 1 / math.sqrt(1 - beta2**t),
+            "grad_step": lr * (1 - mu) / (1 - product),
+            "average_step": lr * mu_next / (1 - product * mu_next),
+            "mu_product": product,
+        }
 
 
 class NAdamW(Optimizer):
@@ -122,3 +209,51 @@ def nadamw(
     root_correction = 1 / math.sqrt(1 - beta2**t)
     decay = 1 - lr * weight_decay
     return decay * p - step_size * ahead / (np.sqrt(v) * root_correction + eps), m, v
+
+
+def nadam(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    mu_product: float = 1.0,
+    *,
+    t: int,
+    lr: float = 2e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum_decay: float = 4e-3,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> tuple[Any, ...]:
+    """
+    One step of `fastopt.NAdam`: Adam's, along (1 - mu) g / (1 - M) + mu' m / (1 - M mu').
+
+    ``mu_product`` is M before the step, 1 at first; after the two averages the new one is returned.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> p, m, v, product = nadam(np.ones(1), np.ones(1), np.zeros(1), np.zeros(1), t=1, lr=0.1)
+    >>> p.round(3)
+    array([0.868])
+    """
+    beta1, beta2 = betas
+    g = -g if maximize else g
+    decay = 1.0
+    if decoupled_weight_decay:
+        decay = 1 - lr * weight_decay
+    else:
+        g = decayed(p, g, weight_decay)
+    mu, mu_next = (_momentum(beta1, momentum_decay, i) for i in (t, t + 1))
+    product = float(mu_product) * mu
+    m = beta1 * exp_avg + (1 - beta1) * g
+    v = beta2 * exp_avg_sq + (1 - beta2) * g * g
+    step = lr * (1 - mu) / (1 - product) * g + lr * mu_next / (1 - product * mu_next) * m
+    p = decay * p - step / (np.sqrt(v) * (1 / math.sqrt(1 - beta2**t)) + eps)
+    return p, m, v, product
+
+
+def _momentum(beta1: float, decay: float, t: int) -> float:
+    return float(beta1 * (1 - 0.5 * 0.96 ** (t * decay)))

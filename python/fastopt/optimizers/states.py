@@ -22,13 +22,17 @@ class State:
         array's first step makes it; before that it is not saved.
     optional : bool
         It comes with an option, and outlives it: when the option comes back, it goes on from there.
+    number : bool
+        It is one float64 for each array, which `Optimizer._coefficients` gets among the options
+        and returns, as it will be after the step, among the coefficients.
     """
 
     name: str
     initial: float | str | None = 0.0
     optional: bool = False
+    number: bool = False
 
     def fill(self, options: Mapping[str, Any]) -> float:
         """Return the number that a new one is filled with."""
         value = options[self.initial] if isinstance(self.initial, str) else self.initial
-        return value or 0.0
+        return float(value(0) if callable(value) else value or 0.0)
