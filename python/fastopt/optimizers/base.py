@@ -457,9 +457,8 @@ class Optimizer:
                 for name in all_names[group._index]:
                     needed = name not in kept and self._declared(name).initial is not None
                     if needed or owner + name in given:
-                        number = self._declared(name).number
-                        shape, dtype = arrays[i].shape, arrays[i].dtype
-                        wanted[owner + name] = ((), np.float64) if number else (shape, dtype)
+                        like = np.empty(()) if self._declared(name).number else arrays[i]
+                        wanted[owner + name] = (like.shape, like.dtype)
         _state.check_keys(caller, given, wanted)
         _state.check_entries(caller, given, wanted)
         with bound:
