@@ -74,10 +74,12 @@ void run_in_tiles(const ArrayStep& step, const double* factors, Range elements, 
 template <class Kernel>
 void run(const ArrayStep& step, const double* factors, Range elements, Kernel kernel) {
   if (step.layout == nullptr && factors == nullptr) {
+    const index_t n = elements.end - elements.begin;
+    if (elements.begin == 0) return kernel(step.streams, 0, n);
     void* streams[most_streams];
     const index_t item = item_size(step.rule->dtype);
     for (int s = 0; s < most_streams; ++s) streams[s] = at(step.streams[s], elements.begin, item);
-    kernel(streams, elements.begin, elements.end - elements.begin);
+    kernel(streams, elements.begin, n);
   } else if (step.rule->dtype == Dtype::float32) {
     run_in_tiles<float>(step, factors, elements, kernel);
   } else {
@@ -119,7 +121,8 @@ class Shares {
   template <class Visit>
   void visit(const std::vector<ArrayStep>& steps, int part, int parts, Visit visit) const {
     const Position first = position(steps, part, parts), last = position(steps, part + 1, parts);
-    for (size_t i = first.array; i < steps.size() && i <= last.array; ++i) {
+    const size_t past = std::min(last.array + 1, steps.size());
+    for (size_t i = first.array; i < past; ++i) {
       const index_t begin = i == first.array ? first.element : 0;
       const index_t end = i == last.array ? last.element : steps[i].size;
       if (begin < end) visit(i, begin, end);
