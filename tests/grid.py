@@ -87,6 +87,7 @@ IN_TORCH = [
         "RAdam",
         "NAdam",
         "ASGD",
+        "Rprop",
     }
 ]
 

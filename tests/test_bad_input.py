@@ -57,6 +57,14 @@ HYPER_PARAMETERS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         r"Adam: betas is \(0\.9, 0\.9, .*\.\.\.\), expected",
     ),
     (SGD, {"momentum": [np.ones(9)] * 10**5}, TypeError, "SGD: momentum is .*, expected a finite"),
+    (fastopt.AdEMAMix, {"t_beta3": 9, "betas": (0, 0, 0.5)}, ValueError, "t_beta3 needs a first"),
+    (fastopt.AdEMAMix, {"t_beta3": 9, "betas": (0.5, 0, 0)}, ValueError, "t_beta3 needs a first"),
+    (
+        fastopt.Rprop,
+        {"step_sizes": (2.0, 1.0)},
+        ValueError,
+        r"step_sizes is \(2.0, 1.0\), expected",
+    ),
     (SGD, {"nesterov": True}, ValueError, "SGD: nesterov needs momentum > 0"),
     (SGD, {"momentum": 0.9, "dampening": 0.1, "nesterov": True}, ValueError, "dampening=0.1"),
 ]

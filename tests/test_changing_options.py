@@ -186,7 +186,10 @@ CHOICES: dict[str, list[Any]] = {
 
 def choices(cls: Any, name: str) -> list[Any]:
     default = defaults(cls)[name]
-    return CHOICES.get(name, [cls.ranges[name].other(default), default])
+    known = CHOICES.get(name)
+    if known is None or np.shape(known[0]) != np.shape(default):  # there may be three betas
+        return [cls.ranges[name].other(default), default]
+    return known
 
 
 NAMES = ("a", "b", "c")
@@ -225,16 +228,18 @@ class ReferenceOptimizer:
         self.steps = dict.fromkeys(params, 0)
 
     def step(self, grads: dict[str, Any]) -> None:
+        used = self.rules._state_names(self.rules._rule(self.options))
+        for name, p in self.params.items():
+            for declared in map(self.rules._declared, used):
+                if declared.name not in self.states[name] and declared.initial is not None:
+                    value = declared.fill(self.options)
+                    new = value if declared.number else np.full_like(p, value)
+                    self.states[name][declared.name] = new
         for name, g in grads.items():
             if g is None:
                 continue
             self.steps[name] += 1
             states, p = self.states[name], self.params[name]
-            used = self.rules._state_names(self.rules._rule(self.options))
-            for declared in map(self.rules._declared, used):
-                if declared.name not in states and declared.initial is not None:
-                    value = declared.fill(self.options)
-                    states[declared.name] = value if declared.number else np.full_like(p, value)
             given = {state: states[state] for state in used if state in states}
             new = self.formula(p, g, **given, t=self.steps[name], **self.options)
             p[...] = new[0]

@@ -464,6 +464,31 @@ plain = (1 - B**t_all) / (1 - B)
         (fastopt.Adam(lr=0.1, eps=0.0, betas=(0.5, 0.3)), 0.1 * T * np.sign(G)),
         (fastopt.Adam(lr=0.1, eps=2.0), 0.1 * T * G / (abs(G) + 2)),
         (fastopt.AdamW(lr=0.1, eps=2.0, weight_decay=0.0), 0.1 * T * G / (abs(G) + 2)),
+        (fastopt.Lion(lr=0.1), 0.1 * T * np.sign(G)),
+        (fastopt.SignSGD(lr=0.1), 0.1 * T * np.sign(G)),
+        (fastopt.SignSGD(lr=0.1, momentum=0.0), 0.1 * T * np.sign(G)),
+        (fastopt.Adamax(lr=0.1, eps=0.0), 0.1 * T * np.sign(G)),
+        (
+            fastopt.NAdamW(lr=0.1, eps=0.0, betas=(B, 0.5), weight_decay=0.0),
+            0.1 * (B + (1 - B) / (1 - B**t_all)).sum() * np.sign(G),
+        ),
+        (fastopt.RAdam(lr=0.1, betas=(B, 0.0)), 0.1 * T * G),  # with beta2 = 0 never rectified
+        (  # at beta1 = 0.5: g - m is g / 2^t
+            fastopt.AdaBelief(lr=0.1, betas=(0.5, 0.0), eps=0.0),
+            0.1 * (2.0**t_all).sum() * np.sign(G),
+        ),
+        (
+            fastopt.Yogi(lr=0.1, betas=(B, 0.95), eps=0.0, initial_accumulator_value=0.0),
+            0.1 * (np.sqrt((1 - 0.95**t_all) / (0.05 * t_all))).sum() * np.sign(G),
+        ),
+        (
+            fastopt.AdEMAMix(lr=0.1, betas=(B, 0.9, D), alpha=2.0, t_alpha=8.0, eps=0.0),
+            0.1 * (1 + 2 * np.minimum(t_all / 8, 1) * (1 - D**t_all)).sum() * np.sign(G),
+        ),
+        (fastopt.ADOPT(lr=0.1, betas=(0.0, B)), 0.1 * (T - 1) * np.sign(G)),
+        (fastopt.Adan(lr=0.1, eps=0.0), 0.1 * T * np.sign(G)),
+        (fastopt.Rprop(lr=0.1, etas=(0.5, 1.5)), 0.1 * (1.5**T - 1) / 0.5 * np.sign(G)),
+        (fastopt.Rprop(lr=0.1, step_sizes=(0.0, 0.1)), 0.1 * T * np.sign(G)),
     ],
     ids=lambda value: repr(value) if isinstance(value, fastopt.Optimizer) else "",
 )
@@ -518,6 +543,20 @@ def test_masks_of_infinity_stay(case: Case, dtype: Any, isa: str) -> None:
     assert (p[::3] == -np.inf).all()
     assert (reference.p[::3] == -np.inf).all()
     assert np.isfinite(np.delete(p, np.s_[::3])).all()
+
+
+def test_a_step_size_begins_at_the_first_rate() -> None:
+    opt = fastopt.Rprop(np.ones(2), lr=lambda steps: 0.5 - 0.25 * steps)
+    assert opt.state["param"]["step_size"].tolist() == [0.5, 0.5]
+
+
+def test_the_first_difference_of_gradients_is_zero() -> None:
+    p = np.zeros(1)
+    opt = fastopt.Adan(p, lr=1.0, betas=(0.0, 0.5, 0.0), eps=0.0)
+    opt.step(np.array([4.0]))
+    assert p == -1.0
+    opt.step(np.array([8.0]))  # the difference 4, corrected 4 * 0.5 / 0.75, and 8 + 2 divides
+    assert p[0] == pytest.approx(-1 - (8 + 0.5 * 2 / 0.75) / 10, rel=1e-14)
 
 
 def test_decoupled_weight_decay() -> None:

@@ -11,7 +11,7 @@
 
 namespace fastopt {
 
-constexpr int most_streams = 5, most_coefficients = 16, most_sums = 4;
+constexpr int most_streams = 6, most_coefficients = 16, most_sums = 4;
 
 struct ArrayStep {
   const Rule* rule;

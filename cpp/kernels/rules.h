@@ -332,6 +332,89 @@ struct Adamax {
   }
 };
 
+// Pagliardini, Ablin, Grangier (2024): a second average of the gradients, slow and not corrected.
+template <class T>
+struct AdEMAMix {
+  static constexpr Names names{
+      "ademamix", "exp_avg exp_avg_slow exp_avg_sq",
+      "grad_scale decay beta1 one_minus_beta1 beta2 one_minus_beta2 "
+      "beta3 one_minus_beta3 step_size slow_step_size root_correction eps"};
+  T grad_scale, decay, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3;
+  T step_size, slow_step_size, root_correction, eps;
+
+  void operator()(T g, T& p, T& m, T& slow, T& v) const {
+    g = grad_scale * g;
+    m = beta1 * m + one_minus_beta1 * g;
+    slow = beta3 * slow + one_minus_beta3 * g;
+    v = beta2 * v + one_minus_beta2 * g * g;
+    const T direction = step_size * m + slow_step_size * slow;
+    p = decay * p - direction / (sqrt(v) * root_correction + eps);
+  }
+};
+
+// Taniguchi et al. (2024): the second moment of before this gradient, and the quotient is averaged.
+// The first gradient makes the second moment alone: it is not weighted, and clip and lr are 0.
+template <class T>
+struct Adopt {
+  static constexpr Names names{"adopt", "exp_avg exp_avg_sq",
+                               "grad_scale weight_decay decay lr beta1 one_minus_beta1 beta2 "
+                               "one_minus_beta2 clip eps"};
+  T grad_scale, weight_decay, decay, lr, beta1, one_minus_beta1, beta2, one_minus_beta2, clip, eps;
+
+  void operator()(T g, T& p, T& m, T& v) const {
+    g = decayed(grad_scale * g, weight_decay, p);
+    const T quotient = clamp(g / maximum(sqrt(v), eps), -clip, clip);
+    m = beta1 * m + one_minus_beta1 * quotient;
+    p = decay * p - lr * m;
+    v = beta2 * v + one_minus_beta2 * g * g;
+  }
+};
+
+// Xie et al. (2022): averages of the gradient and of its difference from the one before, and the
+// square of the gradient ahead. The proximal decay sits in decay and in the sizes; has_previous is
+// 0 in the first step and 1 in all others.
+template <class T>
+struct Adan {
+  static constexpr Names names{"adan", "exp_avg exp_avg_sq exp_avg_diff pre_grad",
+                               "grad_scale decay beta1 one_minus_beta1 beta2 one_minus_beta2 "
+                               "beta3 one_minus_beta3 has_previous step_size diff_step_size "
+                               "root_correction eps"};
+  T grad_scale, decay, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3;
+  T has_previous, step_size, diff_step_size, root_correction, eps;
+
+  void operator()(T g, T& p, T& m, T& v, T& average_difference, T& previous) const {
+    g = grad_scale * g;
+    const T difference = has_previous * (g - previous);
+    previous = g;
+    m = beta1 * m + one_minus_beta1 * g;
+    average_difference = beta2 * average_difference + one_minus_beta2 * difference;
+    const T ahead = g + beta2 * difference;
+    v = beta3 * v + one_minus_beta3 * ahead * ahead;
+    const T direction = step_size * m + diff_step_size * average_difference;
+    p = decay * p - direction / (sqrt(v) * root_correction + eps);
+  }
+};
+
+// Riedmiller, Braun (1993), as torch has it: after a change of sign, no step and none to compare.
+template <class T>
+struct Rprop {
+  static constexpr Names names{"rprop", "prev step_size",
+                               "grad_scale eta1 eta2 step_size1 step_size2"};
+  T grad_scale, eta1, eta2, step_size1, step_size2;
+
+  void operator()(T g, T& p, T& previous, T& step_size) const {
+    g = grad_scale * g;
+    const T agreement = g * previous;
+    const T grown = agreement > 0 ? eta2 : T(1);
+    const T factor = agreement < 0 ? eta1 : grown;
+    const T used = agreement < 0 ? T(0) : g;
+    const T size = clamp(step_size * factor, step_size1, step_size2);
+    p -= sign(used) * size;
+    previous = used;
+    step_size = size;
+  }
+};
+
 // Chen et al. (2023): the step's average is not the one that is kept.
 template <class T>
 struct Lion {
@@ -434,5 +517,6 @@ using Rules =
          Rmsprop<T, false, false>, Rmsprop<T, false, true>, Rmsprop<T, true, false>,
          Rmsprop<T, true, true>, Adadelta<T>, Adam<T, false>, Adam<T, true>, CautiousAdam<T, false>,
          CautiousAdam<T, true>, StableAdam<T>, Nadamw<T>, Radam<T>, AdaBelief<T>, Yogi<T>,
-         Adamax<T>, Lamb<T>, Lars<T, false, false>, Lars<T, true, false>, Lars<T, true, true>,
-         Lion<T>, SignSgd<T>, SignSgdMomentum<T>, Nadam<T>, Asgd<T>, Ema<T>>;
+         Adamax<T>, AdEMAMix<T>, Adopt<T>, Adan<T>, Rprop<T>, Lamb<T>, Lars<T, false, false>,
+         Lars<T, true, false>, Lars<T, true, true>, Lion<T>, SignSgd<T>, SignSgdMomentum<T>,
+         Nadam<T>, Asgd<T>, Ema<T>>;

@@ -90,7 +90,8 @@ inline double absolute(double x) {
 // -1, 0 or 1; that of NaN is NaN, as in NumPy.
 template <class T>
 T sign(T x) {
-  return x != x ? x : T(x > 0) - T(x < 0);
+  const T sign = T(x > 0) - T(x < 0);
+  return x == x ? sign : x;
 }
 
 // As in NumPy and torch, NaN is larger than every number.
@@ -101,6 +102,12 @@ T maximum(T x, T y) {
 template <class T>
 T minimum(T x, T y) {
   return x >= y || y != y ? y : x;
+}
+
+template <class T>
+T clamp(T x, T low, T high) {
+  const T raised = x < low ? low : x;
+  return raised > high ? high : raised;
 }
 
 template <class T>

@@ -19,6 +19,9 @@ from fastopt.optimizers.adadelta import *
 from fastopt.optimizers.adagrad import *
 from fastopt.optimizers.adam import *
 from fastopt.optimizers.adamax import *
+from fastopt.optimizers.adan import *
+from fastopt.optimizers.ademamix import *
+from fastopt.optimizers.adopt import *
 from fastopt.optimizers.asgd import *
 from fastopt.optimizers.base import Optimizer as Optimizer
 from fastopt.optimizers.lamb import *
@@ -26,6 +29,7 @@ from fastopt.optimizers.lion import *
 from fastopt.optimizers.nadam import *
 from fastopt.optimizers.radam import *
 from fastopt.optimizers.rmsprop import *
+from fastopt.optimizers.rprop import *
 from fastopt.optimizers.sgd import *
 from fastopt.optimizers.stable_adamw import *
 

@@ -14,7 +14,7 @@ from fastopt import _core, _state
 from fastopt._checks import number, shown
 from fastopt._tree import Array
 from fastopt.optimizers.groups import ParamGroup, States, did_you_mean, writable
-from fastopt.optimizers.options import Range, Schedule
+from fastopt.optimizers.options import Maybe, Range, Schedule
 from fastopt.optimizers.states import State
 
 Groups: TypeAlias = Sequence[Mapping[str, Any]]
@@ -392,7 +392,7 @@ class Optimizer:
         arrays: dict[str, Any] = {"steps": self.steps, "skipped_steps": self.skipped_steps}
         for i, group in enumerate(self._groups):
             for name, value in group._options.items():
-                if not callable(value):
+                if value is not None and not callable(value):
                     arrays[f"param_groups.{i}.{name}"] = value
         if self._bound is not None:
             started = self._bound.started.tolist()
@@ -439,7 +439,7 @@ class Optimizer:
         for i, group in enumerate(self._groups):
             for name, value in group._options.items():
                 key = f"param_groups.{i}.{name}"
-                if key in given or name != "lr":
+                if key in given or (name != "lr" and all_options[i][name] is not None):
                     wanted[key] = (np.shape(value), None)
         all_names = {}
         bound_names, arrays = bound.names, bound.params
@@ -472,11 +472,14 @@ class Optimizer:
         all_options = []
         for i, group in enumerate(self._groups):
             keys = {name: f"param_groups.{i}.{name}" for name in group._options}
-            _state.check_keys(caller, given, {keys[n] for n in keys if n != "lr"}, given)
+            left_out = {name for name in keys if isinstance(self.ranges.get(name), Maybe)}
+            needed = {key for name, key in keys.items() if name != "lr" and name not in left_out}
+            _state.check_keys(caller, given, needed, given)
             values = {name: given[key].tolist() for name, key in keys.items() if key in given}
             options = self._checked(
                 {
                     **group._options,
+                    **dict.fromkeys(left_out),
                     **{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()},
                 }
             )

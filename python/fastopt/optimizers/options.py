@@ -74,37 +74,63 @@ class Scheduled(Number):
 
 @dataclass(frozen=True)
 class Several(Range):
-    """So many numbers of one range."""
+    """Numbers, each of its range."""
 
-    count: int
-    each: Number
+    each: tuple[Number, ...]
 
     def __str__(self) -> str:
-        words = {2: "two", 3: "three"}
-        return f"{words[self.count]} numbers{str(self.each).removeprefix('a number')}"
+        count = {2: "two", 3: "three"}[len(self.each)]
+        first, *others = map(str, dict.fromkeys(self.each))
+        if others:
+            return f"{count} numbers: {', '.join((first, *others))}"
+        return f"{count} numbers{first.removeprefix('a number')}"
 
     def check(self, where: str, value: Any) -> Any:
         message = f"{where} is {shown(value)}, expected {self}"
         if not isinstance(value, (tuple, list)):
             raise TypeError(message)
-        if len(value) != self.count:
+        if len(value) != len(self.each):
             raise ValueError(message)
         try:
-            return tuple(self.each.check(where, item) for item in value)
+            return tuple(
+                each.check(where, item) for each, item in zip(self.each, value, strict=True)
+            )
         except (TypeError, ValueError) as error:
             raise type(error)(message) from None
 
     def other(self, default: Any) -> Any:
-        return tuple(map(self.each.other, default))
+        return tuple(each.other(item) for each, item in zip(self.each, default, strict=True))
 
     def bad(self) -> list[tuple[Any, type[Exception]]]:
-        good = self.other([None] * self.count)
+        good = self.other([None] * len(self.each))
         places = [
             ((*good[:i], value, *good[i + 1 :]), error)
-            for i in range(self.count)
-            for value, error in self.each.bad()
+            for i, each in enumerate(self.each)
+            for value, error in each.bad()
         ]
         return [*places, (good[1:], ValueError), (good[0], TypeError), (None, TypeError)]
+
+
+@dataclass(frozen=True)
+class Maybe(Range):
+    """A number, or None."""
+
+    each: Number
+
+    def __str__(self) -> str:
+        return f"{self.each} or None"
+
+    def check(self, where: str, value: Any) -> Any:
+        try:
+            return None if value is None else self.each.check(where, value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{where} is {shown(value)}, expected {self}") from None
+
+    def other(self, default: Any) -> Any:
+        return self.each.other(default) if default is None else None
+
+    def bad(self) -> list[tuple[Any, type[Exception]]]:
+        return [(value, error) for value, error in self.each.bad() if value is not None]
 
 
 @dataclass(frozen=True)
@@ -126,10 +152,26 @@ class OnOff(Range):
 
 _decay = Number(0.0, 1.0, below=True, others=(0.8, 0.95))
 
-Betas = Annotated[tuple[float, float], Several(2, _decay)]
+Betas = Annotated[tuple[float, float], Several((_decay, _decay))]
+ThreeBetas = Annotated[tuple[float, float, float], Several((_decay, _decay, _decay))]
 Decay = Annotated[float, _decay]
+Duration = Annotated[float | None, Maybe(Number(0.0, above=True, others=(10.0, 20.0)))]
+Etas = Annotated[
+    tuple[float, float],
+    Several(
+        (
+            Number(0.0, 1.0, above=True, below=True, others=(0.5, 0.4)),
+            Number(1.0, above=True, others=(1.2, 1.1)),
+        )
+    ),
+]
+Exponent = Annotated[float | None, Maybe(Number(0.0, 1.0))]
 Finite = Annotated[float, Number()]
 Fraction = Annotated[float, Number(0.0, 1.0, others=(0.8, 0.9))]
 NonNegative = Annotated[float, Number(0.0)]
 Rate = Annotated[float | Schedule, Scheduled(0.0, others=(0.05, 0.02))]
+StepSizes = Annotated[
+    tuple[float, float],
+    Several((Number(0.0, others=(1e-3, 1e-6)), Number(0.0, others=(0.1, 50.0)))),
+]
 Switch = Annotated[bool, OnOff()]
