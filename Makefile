@@ -5,8 +5,8 @@ SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*/*) \
 	$(sort $(dir $(wildcard python/fastopt/*.py python/fastopt/*/*.py)))
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch test-isas test-qemu test-aarch64 test-exhaustive test-fuzz test-forks \
-	test-sanitized demo docs pictures bench bench-compare count-instructions lint format wheel clean
+.PHONY: test test-torch test-oracles test-isas test-qemu test-aarch64 test-exhaustive test-fuzz \
+	test-forks test-sanitized demo docs pictures bench bench-compare count-instructions lint format wheel clean
 
 # An editable install: rebuilt when the C++ changes, or a module is new. The tools that build it are
 # installed beside it, so that a rebuild compiles only what changed. SETTINGS are more options of
@@ -24,7 +24,14 @@ test: $(VENV)/.installed
 
 test-torch: $(VENV)/.installed
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet 'torch==2.13.0'
-	$(BIN)/python -m pytest -m torch
+	$(BIN)/python -m pytest -m 'torch and not oracle'
+
+# Without what the packages need beside PyTorch: only their optimizers are imported.
+ORACLES = lion-pytorch==0.2.5 pytorch-optimizer==4.1.0 timm==1.0.31
+test-oracles: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet --no-deps $(ORACLES)
+	$(BIN)/python -m pytest -m oracle
 
 # The whole suite on each instruction set of this processor.
 test-isas: $(VENV)/.installed

@@ -1,0 +1,130 @@
+"""Equal to the packages that people take these rules from: `make test-oracles`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec, module_from_spec
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastopt import Optimizer
+from grid import Case, cases, defaults
+
+pytestmark = [pytest.mark.torch, pytest.mark.oracle]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A class of another package; it minimizes, its options may have other names."""
+
+    path: str
+    options: dict[str, Any] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    other_defaults: frozenset[str] = frozenset()
+    has_sign: bool = False
+
+    def cls(self) -> Any:
+        module, name = self.path.rsplit(".", 1)
+        if module.startswith("timm."):  # timm itself imports torchvision
+            for package in ("timm", "timm.optim"):
+                if package not in sys.modules:
+                    spec = find_spec(package)
+                    assert spec is not None
+                    sys.modules[package] = module_from_spec(spec)
+        return getattr(importlib.import_module(module), name)
+
+    def translated(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {
+            self.renamed.get(name, name): value
+            for name, value in options.items()
+            if name != "maximize"
+        }
+
+
+ORACLES = {
+    "ADOPT": Oracle("timm.optim.adopt.Adopt", other_defaults=frozenset({"clip_exp", "decoupled"})),
+    "AdEMAMix": Oracle(
+        "pytorch_optimizer.AdEMAMix",
+        {"weight_decouple": True},
+        {"t_alpha": "t_alpha_beta3", "t_beta3": "t_alpha_beta3"},
+    ),
+    "AdaBelief": Oracle("timm.optim.adabelief.AdaBelief", {"rectify": False}),
+    "Adan": Oracle("timm.optim.adan.Adan"),
+    "Lion": Oracle("lion_pytorch.Lion", has_sign=True),
+    "NAdamW": Oracle("timm.optim.nadamw.NAdamW"),
+    "SignSGD": Oracle("pytorch_optimizer.SignSGD", has_sign=True),
+    "Yogi": Oracle(
+        "pytorch_optimizer.Yogi",
+        {"adam_debias": False},
+        {"initial_accumulator_value": "initial_accumulator"},
+    ),
+}
+
+
+def all_cases(name: str) -> list[Case]:
+    """Each option alone, and all at once."""
+    cls = Optimizer.registry[name]
+    all_others = {key: cls.ranges[key].other(value) for key, value in defaults(cls).items()}
+    grid = [*cases(cls), Case(cls, all_others)]
+    if name != "AdEMAMix":
+        return grid
+    warm_up = {"t_alpha": 20.0, "t_beta3": 20.0}  # theirs has one duration for both
+    grid.append(Case(cls, warm_up))
+    return [case for case in grid if len(warm_up.keys() & case.options.keys()) != 1]
+
+
+each_case = pytest.mark.parametrize(
+    "case", [case for name in ORACLES for case in all_cases(name)], ids=str
+)
+
+
+def run(case: Case, dtype: Any) -> tuple[list[Any], list[Any]]:
+    """The parameters of ours and of theirs after each of 30 steps."""
+    import torch
+
+    oracle = ORACLES[case.cls.__name__]
+    options = defaults(case.cls) | case.options
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in [(60, 70), (17,)]]
+    tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+    ours = case.optimizer(arrays)
+    theirs = oracle.cls()(tensors, **oracle.translated(options), **oracle.options)
+    all_ours, all_theirs = [], []
+    for _ in range(30):
+        grads = [rng.standard_normal(a.shape).astype(dtype) for a in arrays]
+        for tensor, g in zip(tensors, grads, strict=True):
+            tensor.grad = torch.tensor(-g if options["maximize"] else g)
+        ours.step(grads)
+        theirs.step()
+        all_ours += [a.copy() for a in arrays]
+        all_theirs += [tensor.detach().numpy().copy() for tensor in tensors]
+    return all_ours, all_theirs
+
+
+@each_case
+def test_steps(case: Case) -> None:
+    for ours, theirs in zip(*run(case, np.float64), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-13)
+
+
+@each_case
+def test_float32_steps(case: Case) -> None:
+    for ours, theirs in zip(*run(case, np.float32), strict=True):
+        apart = np.abs(ours - theirs) > 2e-6 * np.abs(theirs).max()
+        assert apart.mean() <= (1e-3 if ORACLES[case.cls.__name__].has_sign else 0)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_defaults(name: str) -> None:
+    import torch
+
+    oracle = ORACLES[name]
+    theirs = oracle.cls()([torch.ones(1, requires_grad=True)]).defaults
+    ours = oracle.translated(defaults(Optimizer.registry[name]))
+    same = {key for key in ours.keys() & theirs.keys() if key not in oracle.other_defaults}
+    assert {"lr"} < same
+    assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
