@@ -60,7 +60,7 @@ class ASGD(Optimizer):
     >>> for _ in range(3):
     ...     opt.step(np.ones(1))
     >>> w, opt.state["param"]["ax"]
-    (array([-0.5]), array([0.]))
+    (array([-0.5]), array([-0.25]))
     """
 
     def __init__(

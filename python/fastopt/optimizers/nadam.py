@@ -63,7 +63,7 @@ class NAdam(Optimizer):
     >>> w = np.array([1.0, 1.0])
     >>> fastopt.NAdam(w, lr=0.1).step(np.array([100.0, 0.01]))
     >>> w.round(3)
-    array([0.868, 0.868])
+    array([0.894, 0.894])
     """
 
     def __init__(
@@ -237,7 +237,7 @@ def nadam(
     >>> import numpy as np
     >>> p, m, v, product = nadam(np.ones(1), np.ones(1), np.zeros(1), np.zeros(1), t=1, lr=0.1)
     >>> p.round(3)
-    array([0.868])
+    array([0.894])
     """
     beta1, beta2 = betas
     g = -g if maximize else g
