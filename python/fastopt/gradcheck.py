@@ -201,7 +201,7 @@ def check_gradient(
     Not everything is of order one: with inputs of a thousand the first error is a million times
     as large, and the second is all there is where the gradient vanishes. So entries that
     disagree are looked at again, the furthest apart first, with the steps
-    :math:`h = 4^{-6} h_i, 4^{-5} h_i, \dots, 4^7 h_i`. Of the extrapolated differences
+    :math:`h = 4^{-6} h_i, 4^{-5} h_i, \ldots, 4^7 h_i`. Of the extrapolated differences
 
     .. math::
         R_i(h) = D_i(h) + \tfrac{1}{15} (D_i(h) - D_i(4h)), \qquad
