@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 CPP = Path(__file__).parents[1] / "cpp"
+FILES = sorted(CPP.glob("*/*.[hc]*"))
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,14 @@ def test_no_arrow_runs_back(room: str, forbidden: str) -> None:
     files = sorted((CPP / room).glob("*.[hc]*"))
     assert files
     assert [file.name for file in files if forbidden in file.read_text()] == []
+
+
+def test_only_arrays_knows_numpy() -> None:
+    numpy = re.compile(
+        r"numpy|npy|py::array|py::dtype|array_proxy|c_style|\.flags\(\)|\.dtype\(\)\."
+    )
+    knowing = [file.name for file in FILES if numpy.search(file.read_text())]
+    assert knowing == ["arrays.cpp", "arrays.h"]
 
 
 def lines_of_code(lines: list[str]) -> int:
@@ -49,9 +58,6 @@ def parameter_count(function: list[str]) -> int:
             break
         commas += depth == 0 and character == ","
     return 1 + commas
-
-
-FILES = sorted(CPP.glob("*/*.[hc]*"))
 
 
 def test_files_are_short() -> None:

@@ -106,6 +106,10 @@ int dtype_number(const Array& array) {
   return array.dtype().num();
 }
 
+bool has_nonzero(const Array& array) {
+  return array.attr("any")().cast<bool>();
+}
+
 std::string element_text(const Array& array, index_t index) {
   return text(array.attr("flat")[py::int_(index)]);
 }

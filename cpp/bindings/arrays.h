@@ -100,6 +100,7 @@ bool can_hold(const Array& array, const py::object& integer);
 char kind_of_dtype(const Array& array);
 // Tells dtypes apart that take as many bytes.
 int dtype_number(const Array& array);
+bool has_nonzero(const Array& array);
 // The element of this index in C order.
 std::string element_text(const Array& array, index_t index);
 

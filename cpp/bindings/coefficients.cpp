@@ -18,7 +18,7 @@ std::vector<std::string> words(const char* text) {
 Numbers::Numbers(const py::dict& arrays) : owner(arrays) {
   if (arrays.size() > most) fail<std::length_error>("more numbers than there is room for");
   for (const auto& [name, array] : arrays) {
-    at[names.size()] = array.cast<py::array_t<double>>().mutable_data();
+    at[names.size()] = array.cast<ArrayOf<double>>().mutable_data();
     names.push_back(py::reinterpret_borrow<py::str>(name));
   }
 }

@@ -36,11 +36,11 @@ BoundOptimizer::BoundOptimizer(const std::string& caller, py::handle params, boo
   for (Parameter& parameter : parameters_) check_param(parameter);
   sets_.reserve(parameters_.size());  // steps point into it
   const size_t count = parameters_.size();
-  const py::array memory = shared_memory(count * sizeof(std::int64_t));
-  counts_ = py::array_t<std::int64_t>(py::ssize_t(count),
-                                      static_cast<const std::int64_t*>(memory.data()), memory);
+  const Array memory = shared_memory(count * sizeof(std::int64_t));
+  counts_ = ArrayOf<std::int64_t>(py::ssize_t(count),
+                                  static_cast<const std::int64_t*>(memory.data()), memory);
   std::fill_n(counts_.mutable_data(), count, 0);
-  started_ = py::array_t<bool>(py::ssize_t(count));
+  started_ = ArrayOf<bool>(py::ssize_t(count));
   std::fill_n(started_.mutable_data(), count, false);
   check_overlap();
   tree_.rename(caller + ".step");
@@ -54,7 +54,7 @@ void BoundOptimizer::lock() {
 }
 
 void BoundOptimizer::bind(size_t index, const std::string& rule_name,
-                          const std::vector<py::array>& state, const py::dict& numbers) {
+                          const std::vector<Array>& state, const py::dict& numbers) {
   Parameter& parameter = parameters_.at(index);
   const RuleNames& rule = rules_.find(tree_.caller(), rule_name);
   if (state.size() != rule.state_count) {
@@ -62,7 +62,7 @@ void BoundOptimizer::bind(size_t index, const std::string& rule_name,
                                 " states");
   }
   const View view = parameter.seen.view();
-  for (const py::array& array : state) {
+  for (const Array& array : state) {
     check_like(as_array(array, parameter.name), view, parameter.name, "its parameter has");
   }
   parameter.rule = &rule;
@@ -187,8 +187,7 @@ void BoundOptimizer::choose_coefficients(py::handle fold) {
     const std::int64_t t = done + 1;
     // A state of an array that has made steps without it, but was written to, is one to go on from.
     if (t > 1 && !started[index]) {
-      started[index] = std::ranges::any_of(
-          parameter.state, [](const py::array& a) { return a.attr("any")().cast<bool>(); });
+      started[index] = std::ranges::any_of(parameter.state, has_nonzero);
     }
     const Numbers& numbers = parameter.numbers;
     const auto fits = [&](const CoefficientSet& set) {
@@ -277,12 +276,12 @@ void BoundOptimizer::check_param(Parameter& parameter) {
     python_ran_ = true;
     const std::string place = tree_.where("params", parameter.name);
     check_array_type(param, place);
-    const py::array array = as_array(param, place);
+    const Array array = as_array(param, place);
     const View view = view_of(array);
     if (!view.writable) fail<py::value_error>(place, " is read-only");
     if (overlaps_itself(view)) {
-      fail<py::value_error>(place, " has elements that share memory (strides ",
-                            text(array.attr("strides")), ")");
+      fail<py::value_error>(place, " has elements that share memory (strides ", strides_text(array),
+                            ")");
     }
     if (parameter.seen) check_like(array, parameter.seen.view(), place, "was bound with");
     parameter.seen = Seen(array);
@@ -300,7 +299,7 @@ void BoundOptimizer::check_grad(Parameter& parameter) {
     const std::string place = tree_.where("grads", parameter.name);
     parameter.grad = without_scalar(parameter.grad);
     check_array_type(parameter.grad, place);
-    const py::array array = as_array(parameter.grad, place);
+    const Array array = as_array(parameter.grad, place);
     check_like(array, parameter.seen.view(), place, "its parameter has");
     parameter.seen_grad = Seen(array);
     parameter.layout_known = false;
@@ -389,8 +388,7 @@ void BoundOptimizer::check_zeroed() {
     }
     if (overlaps_itself(view)) {
       fail<py::value_error>(place, " has elements that share memory (strides ",
-                            text(parameter.grad.attr("strides")),
-                            "), and zero_grads=True writes to it");
+                            strides_text(parameter.grad), "), and zero_grads=True writes to it");
     }
     regions.add(Extent(view), index * most_streams + grad_stream);
   }
@@ -414,15 +412,15 @@ void BoundOptimizer::find_layout(Parameter& parameter) {
   parameter.layout_known = true;
 }
 
-std::vector<py::array> BoundOptimizer::new_states(const std::vector<size_t>& indices, double value,
-                                                  int number) const {
-  std::vector<py::array> params;
+std::vector<Array> BoundOptimizer::new_states(const std::vector<size_t>& indices, double value,
+                                              int number) const {
+  std::vector<Array> params;
   for (const size_t index : indices) params.push_back(parameters_.at(index).array);
   return fastopt::new_states(params, value, number);
 }
 
-std::vector<py::array> BoundOptimizer::new_numbers(const std::vector<size_t>& indices, double value,
-                                                   int) const {
+std::vector<Array> BoundOptimizer::new_numbers(const std::vector<size_t>& indices, double value,
+                                               int) const {
   return fastopt::new_numbers(indices.size(), value);
 }
 
@@ -438,8 +436,8 @@ std::vector<int> BoundOptimizer::groups() const {
   return groups;
 }
 
-std::vector<py::array> BoundOptimizer::params() const {
-  std::vector<py::array> params;
+std::vector<Array> BoundOptimizer::params() const {
+  std::vector<Array> params;
   for (const Parameter& parameter : parameters_) params.push_back(parameter.array);
   return params;
 }

@@ -22,16 +22,15 @@ class BoundOptimizer {
 
   std::vector<std::string> names() const;
   std::vector<int> groups() const;
-  std::vector<py::array> params() const;
-  py::array_t<std::int64_t> counts() const { return counts_; }
-  py::array_t<bool> started() const { return started_; }
+  std::vector<Array> params() const;
+  ArrayOf<std::int64_t> counts() const { return counts_; }
+  ArrayOf<bool> started() const { return started_; }
 
   // State `number` of these arrays: of this value, in the parameter's shape, dtype and order; or an
   // array of one float64.
-  std::vector<py::array> new_states(const std::vector<size_t>& indices, double value,
-                                    int number) const;
-  std::vector<py::array> new_numbers(const std::vector<size_t>& indices, double value,
-                                     int number) const;
+  std::vector<Array> new_states(const std::vector<size_t>& indices, double value, int number) const;
+  std::vector<Array> new_numbers(const std::vector<size_t>& indices, double value,
+                                 int number) const;
 
   const char* isa() const { return isa_; }  // that made the last step
 
@@ -41,7 +40,7 @@ class BoundOptimizer {
   void unlock() { busy_ = 0; }
 
   // From now on the array of this index is stepped by this rule, with this state.
-  void bind(size_t index, const std::string& rule, const std::vector<py::array>& state,
+  void bind(size_t index, const std::string& rule, const std::vector<Array>& state,
             const py::dict& numbers);
 
   // The coefficients of a group's rule that do not change from step to step.
@@ -78,7 +77,7 @@ class BoundOptimizer {
     ArrayStep step{};                // without rule, coefficients, and the first two streams
     std::unique_ptr<Layout> layout;  // nullptr: dense
     std::string name;
-    std::vector<py::array> state;
+    std::vector<Array> state;
     Numbers numbers;
   };
 
@@ -105,8 +104,8 @@ class BoundOptimizer {
   Tree tree_;
   Rules rules_;
   std::vector<CoefficientSet> constants_;  // by group
-  py::array_t<std::int64_t> counts_;       // completed steps of every array
-  py::array_t<bool> started_;              // whether its state has made one of them
+  ArrayOf<std::int64_t> counts_;           // completed steps of every array
+  ArrayOf<bool> started_;                  // whether its state has made one of them
   Regions written_;                        // parameters and state
   bool written_known_ = false;
   std::vector<size_t> zeroed_;      // whose gradients are known to be fit for that

@@ -54,13 +54,13 @@ std::vector<Array> new_states(const std::vector<Array>& params, double value, in
   return states;
 }
 
-std::vector<py::array> new_numbers(size_t count, double value) {
-  const py::array memory = shared_memory(count * sizeof(double));
+std::vector<Array> new_numbers(size_t count, double value) {
+  const Array memory = shared_memory(count * sizeof(double));
   double* const numbers = static_cast<double*>(const_cast<void*>(memory.data()));
   std::fill_n(numbers, count, value);
-  std::vector<py::array> arrays;
+  std::vector<Array> arrays;
   for (size_t i = 0; i < count; ++i) {
-    arrays.push_back(py::array(py::dtype::of<double>(), Shape{}, Shape{}, numbers + i, memory));
+    arrays.push_back(ArrayOf<double>(Shape{}, numbers + i, memory));
   }
   return arrays;
 }

@@ -11,6 +11,6 @@ namespace fastopt {
 std::vector<Array> new_states(const std::vector<Array>& params, double value, int number);
 
 // Arrays of one float64.
-std::vector<py::array> new_numbers(size_t count, double value);
+std::vector<Array> new_numbers(size_t count, double value);
 
 }  // namespace fastopt
