@@ -72,6 +72,13 @@ inline bool is_plain(py::handle object) {
          (array->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_);
 }
 
+// Brings an array's object into the cache, which has two lines at most.
+inline void prefetch(py::handle object) {
+  const char* const data = reinterpret_cast<const char*>(object.ptr());
+  __builtin_prefetch(data);
+  __builtin_prefetch(data + 64);
+}
+
 inline bool is_array(py::handle object) {
   return py::isinstance<Array>(object);
 }
@@ -189,6 +196,13 @@ class Seen {
   }
 
   explicit operator bool() const { return bool(descriptor_); }
+
+  // Brings the shape into the cache: with many arrays, matches() would wait for each.
+  void prefetch_shape(py::handle object) const {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) == type_.ptr()) {
+      __builtin_prefetch(py::detail::array_proxy(object.ptr())->dimensions);
+    }
+  }
 
   // Everything but the address is as it was. Runs no Python.
   bool matches(py::handle object) const {

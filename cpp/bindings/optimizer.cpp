@@ -150,6 +150,8 @@ void BoundOptimizer::collect(py::handle params, py::handle grads) {
   }
   tree_.walk(params, grads, [&](size_t index, py::handle param, py::handle grad) {
     Parameter& parameter = parameters_[index];
+    prefetch(param);
+    prefetch(grad);
     if (!param.is(parameter.array)) {
       parameter.other_array = owned(param.ptr());
       swapped_.push_back(index);
@@ -179,6 +181,8 @@ void BoundOptimizer::choose_coefficients(py::handle fold) {
   const CoefficientSet* last = nullptr;
   for (const size_t index : stepped_) {
     Parameter& parameter = parameters_[index];
+    parameter.seen.prefetch_shape(parameter.array);
+    parameter.seen_grad.prefetch_shape(parameter.grad);
     const std::int64_t done = counts[index];
     if (done < 0 || done > most_steps) {  // the user may write it
       fail<py::value_error>(tree_.caller(), ": state['", parameter.name, "']['step'] is ", done,
