@@ -235,6 +235,14 @@ def test_squares_beyond_the_dtype_times_nothing(options: Any, dtype: Any, isa: s
     assert (opt.state["param"]["square_avg"] == 0).all()
 
 
+@each_dtype
+def test_squares_beyond_the_dtype_divide_nothing_at_first(dtype: Any, isa: str) -> None:
+    p = np.ones(33, dtype)
+    g = np.full(33, math.sqrt(np.finfo(dtype).max) * 100, dtype)
+    fastopt.RAdam(p, lr=0.5).step(g)
+    np.testing.assert_allclose(p, -g / 2, rtol=1e-6)
+
+
 # Factors of the gradients that are beyond the dtype, while the products are not.
 
 BEYOND: list[tuple[Any, float, float, float | None, float]] = [

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fastopt import Optimizer
-from grid import Case, cases, defaults
+from grid import IN_TORCH, Case, cases, defaults
 
 pytestmark = [pytest.mark.torch, pytest.mark.oracle]
 
@@ -87,6 +87,11 @@ def all_cases(name: str) -> list[Case]:
 each_case = pytest.mark.parametrize(
     "case", [case for name in ORACLES for case in all_cases(name)], ids=str
 )
+
+
+def test_every_rule_has_an_oracle() -> None:
+    in_torch = {cls.__name__ for cls in IN_TORCH}
+    assert {*Optimizer.registry} - in_torch <= {*ORACLES}
 
 
 def run(case: Case, dtype: Any) -> tuple[list[Any], list[Any]]:
