@@ -67,6 +67,8 @@ DEFAULTS = [Case(cls, {}) for cls in OPTIMIZERS]
 CASES = [case for cls in OPTIMIZERS for case in cases(cls)]
 EXACT = [case for case in CASES if not case.adds_up]
 EXACT_DEFAULTS = [case for case in DEFAULTS if not case.adds_up]
+# Without numbers that the arrays of a group share.
+ALONE = [cls for cls in OPTIMIZERS if not any(s.number == "group" for s in cls._special_states)]
 SUMS = [case for case in CASES if case.adds_up]
 
 # Options of ours that torch has not.
@@ -100,11 +102,15 @@ class Reference:
         self.options = defaults(case.cls) | case.options
         self.t = 0
         self.p = p
-        state = case.optimizer(p.copy()).state["param"]
+        opt = case.optimizer(p.copy())
+        state = opt.state["param"]
         self.state = {name: array for name, array in state.items() if name != "step"}
+        self.numbers = {name: float(x) for name, x in opt.param_groups[0]._numbers.items()}
 
     def step(self, g: Any) -> None:
         self.t += 1
-        new = self.formula(self.p, g, **self.state, t=self.t, **self.options)
+        new = self.formula(self.p, g, **self.state, **self.numbers, t=self.t, **self.options)
         self.p, *state = map(np.asarray, new)  # arithmetic makes scalars of arrays without axes
-        self.state = dict(zip(self.state, state, strict=True))
+        count = len(self.state)
+        self.state = dict(zip(self.state, state[:count], strict=True))
+        self.numbers = dict(zip(self.numbers, map(float, state[count:]), strict=True))

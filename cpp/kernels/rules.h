@@ -496,6 +496,37 @@ struct Asgd {
   }
 };
 
+// Defazio et al. (2024): p is y, between the sequence z of the steps and its average. Where there
+// is no z yet, it is p.
+template <class T>
+struct ScheduleFreeSgd {
+  static constexpr Names names{"schedule_free_sgd", "z",
+                               "grad_scale weight_decay lr y_step share rest fresh"};
+  T grad_scale, weight_decay, lr, y_step, share, rest, fresh;
+
+  void operator()(T g, T& p, T& z) const { move(decayed(grad_scale * g, weight_decay, p), p, z); }
+  void move(T u, T& p, T& z) const {
+    const T from = fresh != 0 ? p : z;
+    Ema<T>{share, rest}(from, p);
+    p += y_step * u;
+    z = from - lr * u;
+  }
+};
+
+template <class T>
+struct ScheduleFreeAdamW : ScheduleFreeSgd<T> {
+  static constexpr Names names{"schedule_free_adamw", "exp_avg_sq z",
+                               "grad_scale weight_decay lr y_step share rest fresh beta2 "
+                               "one_minus_beta2 root_correction eps"};
+  T beta2, one_minus_beta2, root_correction, eps;
+
+  void operator()(T g, T& p, T& v, T& z) const {
+    g = this->grad_scale * g;
+    v = beta2 * v + one_minus_beta2 * g * g;
+    this->move(decayed(g / (sqrt(v) * root_correction + eps), this->weight_decay, p), p, z);
+  }
+};
+
 // What the global norm of the gradients is made of. In double, since a float32 square overflows
 // from 2e19 on; `nonfinite` becomes NaN where an element is infinite or NaN, and is zero else.
 template <class T>
@@ -519,4 +550,4 @@ using Rules =
          CautiousAdam<T, true>, StableAdam<T>, Nadamw<T>, Radam<T>, AdaBelief<T>, Yogi<T>,
          Adamax<T>, AdEMAMix<T>, Adopt<T>, Adan<T>, Rprop<T>, Lamb<T>, Lars<T, false, false>,
          Lars<T, true, false>, Lars<T, true, true>, Lion<T>, SignSgd<T>, SignSgdMomentum<T>,
-         Nadam<T>, Asgd<T>, Ema<T>>;
+         Nadam<T>, Asgd<T>, ScheduleFreeSgd<T>, ScheduleFreeAdamW<T>, Ema<T>>;

@@ -30,6 +30,7 @@ from fastopt.optimizers.nadam import *
 from fastopt.optimizers.radam import *
 from fastopt.optimizers.rmsprop import *
 from fastopt.optimizers.rprop import *
+from fastopt.optimizers.schedule_free import *
 from fastopt.optimizers.sgd import *
 from fastopt.optimizers.stable_adamw import *
 

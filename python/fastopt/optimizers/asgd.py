@@ -77,8 +77,8 @@ class ASGD(Optimizer):
         super().__init__(params, locals())
 
     _special_states = (
-        State("eta", initial="lr", number=True),
-        State("mu", initial=1.0, number=True),
+        State("eta", initial="lr", number="array"),
+        State("mu", initial=1.0, number="array"),
     )
 
     def _rule(self, options: Mapping[str, Any]) -> str:

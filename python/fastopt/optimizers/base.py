@@ -95,7 +95,8 @@ class Optimizer:
         }
         if cls.__module__.startswith("fastopt."):
             cls.ranges = declared
-            Optimizer.registry[cls.__name__] = cls
+            if not cls.__name__.startswith("_"):
+                Optimizer.registry[cls.__name__] = cls
         else:
             cls.ranges = {**cls.ranges, **declared}
 
@@ -394,6 +395,8 @@ class Optimizer:
             for name, value in group._options.items():
                 if value is not None and not callable(value):
                     arrays[f"param_groups.{i}.{name}"] = value
+            for name, shared in group._numbers.items():
+                arrays[f"param_groups.{i}.{name}"] = shared
         if self._bound is not None:
             started = self._bound.started.tolist()
             for i, (parameter, state) in enumerate(self.state.items()):
@@ -441,6 +444,8 @@ class Optimizer:
                 key = f"param_groups.{i}.{name}"
                 if key in given or (name != "lr" and all_options[i][name] is not None):
                     wanted[key] = (np.shape(value), None)
+            for name, shared in group._numbers.items():
+                wanted[f"param_groups.{i}.{name}"] = (shared.shape, shared.dtype)
         all_names = {}
         bound_names, arrays = bound.names, bound.params
         for group, options in zip(self._groups, all_options, strict=True):
@@ -493,6 +498,8 @@ class Optimizer:
         prefixes = [f"state.{name}." for name in bound.names]
         late = [state.name for state in self._special_states if state.initial is None]
         for group in self._groups:
+            for name, shared in group._numbers.items():
+                shared[...] = given[f"param_groups.{group._index}.{name}"]
             for i in group._arrays:
                 prefix = prefixes[i]
                 for name, array in self._states[i].items():
@@ -584,7 +591,13 @@ class Optimizer:
         groups = self._groups.copy()
         for i in range(len(groups), len(all_options)):
             arrays = range(bisect_left(owners, i), bisect_right(owners, i))
-            groups.append(ParamGroup(self, i, arrays, params[i] if grouped else params, {}))
+            numbers = {
+                state.name: bound.new_numbers([0], state.fill(all_options[i]), 0)[0]
+                for state in self._special_states
+                if state.number == "group"
+            }
+            tree = params[i] if grouped else params
+            groups.append(ParamGroup(self, i, arrays, tree, {}, numbers))
         self._set_options(bound, groups, states, dict(enumerate(map(dict, all_options))))
         self._params, self._grouped = params, grouped
         self._groups, self._states, self._bound = groups, states, bound
@@ -642,18 +655,20 @@ class Optimizer:
                     for state, array in zip(new, arrays, strict=True):
                         state[name] = array
             prepared.append((group, options, rule, _constants(rule, options), new))
-        numbers = [state.name for state in self._special_states if state.number]
+        numbers = [state.name for state in self._special_states if state.number == "array"]
         # Nothing is changed before this point: memory for the states may have run out.
         for group, options, rule, constants, new in prepared:
             bound.set_constants(group._index, rule, constants)
             for i, state in zip(group._arrays, new, strict=False):
                 arrays = [state[name] for name in _RULES[rule][0]]
-                bound.bind(i, rule, arrays, {name: state[name] for name in numbers})
+                own = {name: state[name] for name in numbers}
+                bound.bind(i, rule, arrays, {**own, **group._numbers})
                 states[i] = state
             group._options, group._rule = options, rule
 
     def _state_names(self, rule: str) -> list[str]:
-        return _RULES[rule][0] + [state.name for state in self._special_states if state.number]
+        numbers = [state.name for state in self._special_states if state.number == "array"]
+        return _RULES[rule][0] + numbers
 
     def _declared(self, state: str) -> State:
         special = (s for s in self._special_states if s.name == state)

@@ -72,7 +72,7 @@ class ParamGroup(MutableMapping[str, Any]):
     It does not keep its optimizer alive; copied or pickled alone it is a plain dict.
     """
 
-    __slots__ = ("_arrays", "_index", "_optimizer", "_options", "_params", "_rule")
+    __slots__ = ("_arrays", "_index", "_numbers", "_optimizer", "_options", "_params", "_rule")
 
     def __init__(
         self,
@@ -81,12 +81,14 @@ class ParamGroup(MutableMapping[str, Any]):
         arrays: range,
         params: ArrayTree,
         options: dict[str, Any],
+        numbers: dict[str, NDArray[np.float64]],
     ) -> None:
         self._optimizer = weakref.ref(optimizer)
         self._index = index
         self._arrays = arrays
         self._params = params
         self._options = options
+        self._numbers = numbers
         self._rule = ""
 
     def __getitem__(self, name: str) -> Any:

@@ -80,7 +80,7 @@ class NAdam(Optimizer):
     ) -> None:
         super().__init__(params, locals())
 
-    _special_states = (State("mu_product", initial=1.0, number=True),)
+    _special_states = (State("mu_product", initial=1.0, number="array"),)
 
     def _rule(self, options: Mapping[str, Any]) -> str:
         return "nadam"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["State"]
 
@@ -22,15 +22,15 @@ class State:
         array's first step makes it; before that it is not saved.
     optional : bool
         It comes with an option, and outlives it: when the option comes back, it goes on from there.
-    number : bool
-        It is one float64 for each array, which `Optimizer._coefficients` gets among the options
-        and returns, as it will be after the step, among the coefficients.
+    number : {"", "array", "group"}
+        It is one float64 for each array, or for all of a group, which `Optimizer._coefficients`
+        gets among the options and returns, as it will be after the step, among the coefficients.
     """
 
     name: str
     initial: float | str | None = 0.0
     optional: bool = False
-    number: bool = False
+    number: Literal["", "array", "group"] = ""
 
     def fill(self, options: Mapping[str, Any]) -> float:
         """Return the number that a new one is filled with."""
