@@ -151,15 +151,18 @@ void Tree::grow(Node& node, py::handle object, int depth, Growth& growth) {
   }
 }
 
+inline void Tree::walk(const Node& node, py::handle params, py::handle grads,
+                       const Visit& visit) const {
+  node.kind == Kind::array ? visit(node.index, params, grads)
+                           : walk_container(node, params, grads, visit);
+}
+
 void Tree::walk(py::handle params, py::handle grads, const Visit& visit) const {
   walk(root_, params, grads, visit);
 }
 
-void Tree::walk(const Node& node, py::handle params, py::handle grads, const Visit& visit) const {
-  if (node.kind == Kind::array) {
-    visit(node.index, params, grads);
-    return;
-  }
+void Tree::walk_container(const Node& node, py::handle params, py::handle grads,
+                          const Visit& visit) const {
   const py::object held[] = {owned(params.ptr()), owned(grads.ptr())};
   check_kind(node, params, "params");
   if (!grads.is_none()) check_kind(node, grads, "grads");

@@ -54,6 +54,8 @@ class Tree {
 
   void grow(Node& node, py::handle object, int depth, Growth& growth);
   void walk(const Node& node, py::handle params, py::handle grads, const Visit& visit) const;
+  void walk_container(const Node& node, py::handle params, py::handle grads,
+                      const Visit& visit) const;
   void walk_sequence(const Node& node, py::handle params, py::handle grads,
                      const Visit& visit) const;
   void walk_mapping(const Node& node, py::handle params, py::handle grads,

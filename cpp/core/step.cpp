@@ -106,12 +106,11 @@ constexpr index_t array_cost_bytes = 1024;
 
 class Shares {
  public:
-  Shares(const std::vector<ArrayStep>& steps, bool gradient_only) {
-    ends_.reserve(steps.size());
-    for (const ArrayStep& step : steps) {
-      const index_t streams = gradient_only ? 1 : 2 * step.stream_count - 1;  // read; written
-      bytes_ += array_cost_bytes + step.size * item_size(step.rule->dtype) * streams;
-      ends_.push_back(bytes_);
+  Shares(const std::vector<ArrayStep>& steps, bool gradient_only) : ends_(steps.size()) {
+    for (size_t i = 0; i < steps.size(); ++i) {
+      const index_t streams = gradient_only ? 1 : 2 * steps[i].stream_count - 1;  // read; written
+      bytes_ += array_cost_bytes + steps[i].size * item_size(steps[i].rule->dtype) * streams;
+      ends_[i] = bytes_;
     }
   }
 
