@@ -196,23 +196,53 @@ struct Lamb {
   T grad_scale, lr, weight_decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
   T correction, root_correction, eps, adapts, most_trust;
 
-  T direction(T p, T m, T v) const {
-    return decayed(correction * m / (sqrt(v) * root_correction + eps), weight_decay, p);
-  }
-  void sum(double& weight, double& step, T g, T& p, T& m, T& v) const {
-    g = grad_scale * g;
+  void average(T g, T& m, T& v) const {
     m = beta1 * m + one_minus_beta1 * g;
     v = beta2 * v + one_minus_beta2 * g * g;
+  }
+  T adam(T m, T v) const { return correction * m / (sqrt(v) * root_correction + eps); }
+  T direction(T p, T m, T v) const { return decayed(adam(m, v), weight_decay, p); }
+  void sum(double& weight, double& step, T g, T& p, T& m, T& v) const {
+    average(grad_scale * g, m, v);
     const double u = double(direction(p, m, v));
     weight += double(p) * double(p);
     step += u * u;
   }
-  void combine(const double* sums, double) {
-    if (adapts != 0 && sums[0] > 0 && sums[1] > 0) {
-      lr *= minimum(sqrt(sums[0]) / sqrt(sums[1]), most_trust);
+  void combine(const double* sums, double) { trust(sums[0], sums[1]); }
+  void trust(double weight, double step) {
+    if (adapts != 0 && weight > 0 && step > 0) {
+      lr *= minimum(sqrt(weight) / sqrt(step), most_trust);
     }
   }
   void operator()(T, T& p, T m, T v) const { p -= lr * direction(p, m, v); }
+};
+
+// The mask comes before the decay and the trust ratio; how large it makes the step follows from the
+// sums over what it leaves, u, and p.
+template <class T>
+struct CautiousLamb : Lamb<T> {
+  using Exact = CautiousLamb<double>;
+  static constexpr Names names{"lamb_cautious", "exp_avg exp_avg_sq", Lamb<T>::names.coefficients,
+                               "aligned weight uu up"};
+
+  void sum(double& aligned, double& weight, double& uu, double& up, T g, T& p, T& m, T& v) const {
+    g = this->grad_scale * g;
+    this->average(g, m, v);
+    const double u = m * g > 0 ? double(this->adam(m, v)) : 0.0, w = double(p);
+    aligned += m * g > 0 ? 1.0 : 0.0;
+    weight += w * w;
+    uu += u * u;
+    up += u * w;
+  }
+  void combine(const double* sums, double n) {
+    const double factor = 1 / caution(sums[0], n), decay = this->weight_decay;
+    this->correction *= factor;
+    const double square = factor * factor * sums[2] + 2 * factor * decay * sums[3];
+    this->trust(sums[1], square + decay * decay * sums[1]);
+  }
+  void operator()(T g, T& p, T m, T v) const {
+    p -= this->lr * this->direction(p, m * (this->grad_scale * g) > 0 ? m : T(0), v);
+  }
 };
 
 // You, Gitman, Ginsburg (2017): SGD with gradients as long as a share of the weights.
@@ -255,10 +285,35 @@ struct Nadamw {
 
   void operator()(T g, T& p, T& m, T& v) const {
     g = grad_scale * g;
+    average(g, m, v);
+    move(p, ahead(g, m), v);
+  }
+  void average(T g, T& m, T& v) const {
     m = beta1 * m + one_minus_beta1 * g;
     v = beta2 * v + one_minus_beta2 * g * g;
-    const T ahead = beta1 * m + one_minus_beta1 * g;
-    p = decay * p - step_size * ahead / (sqrt(v) * root_correction + eps);
+  }
+  T ahead(T g, T m) const { return beta1 * m + one_minus_beta1 * g; }
+  void move(T& p, T u, T v) const {
+    p = decay * p - step_size * u / (sqrt(v) * root_correction + eps);
+  }
+};
+
+template <class T>
+struct CautiousNadamw : Nadamw<T> {
+  using Exact = CautiousNadamw<double>;
+  static constexpr Names names{"nadamw_cautious", "exp_avg exp_avg_sq",
+                               Nadamw<T>::names.coefficients, "aligned"};
+
+  void sum(double& aligned, T g, T&, T& m, T& v) const {
+    g = this->grad_scale * g;
+    this->average(g, m, v);
+    aligned += this->ahead(g, m) * g > 0 ? 1.0 : 0.0;
+  }
+  void combine(const double* sums, double n) { this->step_size /= caution(sums[0], n); }
+  void operator()(T g, T& p, T m, T v) const {
+    g = this->grad_scale * g;
+    const T u = this->ahead(g, m);
+    this->move(p, u * g > 0 ? u : T(0), v);
   }
 };
 
@@ -424,8 +479,29 @@ struct Lion {
 
   void operator()(T g, T& p, T& m) const {
     g = grad_scale * g;
-    p = decay * p - lr * sign(beta1 * m + one_minus_beta1 * g);
+    move(g, sign(ahead(g, m)), p, m);
+  }
+  T ahead(T g, T m) const { return beta1 * m + one_minus_beta1 * g; }
+  void move(T g, T u, T& p, T& m) const {
+    p = decay * p - lr * u;
     m = beta2 * m + one_minus_beta2 * g;
+  }
+};
+
+template <class T>
+struct CautiousLion : Lion<T> {
+  using Exact = CautiousLion<double>;
+  static constexpr Names names{"lion_cautious", "exp_avg", Lion<T>::names.coefficients, "aligned"};
+
+  void sum(double& aligned, T g, T&, T m) const {
+    g = this->grad_scale * g;
+    aligned += this->ahead(g, m) * g > 0 ? 1.0 : 0.0;
+  }
+  void combine(const double* sums, double n) { this->lr /= caution(sums[0], n); }
+  void operator()(T g, T& p, T& m) const {
+    g = this->grad_scale * g;
+    const T u = this->ahead(g, m);
+    this->move(g, u * g > 0 ? sign(u) : T(0), p, m);
   }
 };
 
@@ -547,7 +623,8 @@ using Rules =
     List<Sgd<T, false, false>, Sgd<T, true, false>, Sgd<T, true, true>, Adagrad<T>,
          Rmsprop<T, false, false>, Rmsprop<T, false, true>, Rmsprop<T, true, false>,
          Rmsprop<T, true, true>, Adadelta<T>, Adam<T, false>, Adam<T, true>, CautiousAdam<T, false>,
-         CautiousAdam<T, true>, StableAdam<T>, Nadamw<T>, Radam<T>, AdaBelief<T>, Yogi<T>,
-         Adamax<T>, AdEMAMix<T>, Adopt<T>, Adan<T>, Rprop<T>, Lamb<T>, Lars<T, false, false>,
-         Lars<T, true, false>, Lars<T, true, true>, Lion<T>, SignSgd<T>, SignSgdMomentum<T>,
-         Nadam<T>, Asgd<T>, ScheduleFreeSgd<T>, ScheduleFreeAdamW<T>, Ema<T>>;
+         CautiousAdam<T, true>, StableAdam<T>, Nadamw<T>, CautiousNadamw<T>, Radam<T>, AdaBelief<T>,
+         Yogi<T>, Adamax<T>, AdEMAMix<T>, Adopt<T>, Adan<T>, Rprop<T>, Lamb<T>, CautiousLamb<T>,
+         Lars<T, false, false>, Lars<T, true, false>, Lars<T, true, true>, Lion<T>, CautiousLion<T>,
+         SignSgd<T>, SignSgdMomentum<T>, Nadam<T>, Asgd<T>, ScheduleFreeSgd<T>,
+         ScheduleFreeAdamW<T>, Ema<T>>;

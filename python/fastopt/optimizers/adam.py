@@ -222,7 +222,8 @@ def adamw(
 def caution(u: Array, g: Array) -> Array:
     """Return 0 where u is against g, else 1 over the share of those where it is not."""
     aligned = u * g > 0
-    return aligned / max(np.count_nonzero(aligned) / max(u.size, 1), 1e-3)
+    mask: Array = aligned / max(np.count_nonzero(aligned) / max(u.size, 1), 1e-3)
+    return mask.astype(u.dtype)
 
 
 def _adam(
@@ -244,6 +245,6 @@ def _adam(
     step_size = lr / (1 - beta1**t)
     root_correction = 1 / math.sqrt(1 - beta2**t)
     largest = v if v_max is None else np.maximum(v, v_max)
-    first = m * caution(m, g).astype(p.dtype) if cautious else m
+    first = m * caution(m, g) if cautious else m
     p = decay * p - step_size * first / (np.sqrt(largest) * root_correction + eps)
     return (p, m, v) if v_max is None else (p, m, v, largest)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._tree import Array
+from fastopt.optimizers.adam import caution
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Betas, Finite, NonNegative, Rate, Switch
 from fastopt.optimizers.sgd import SGD
@@ -138,6 +139,8 @@ class LAMB(Optimizer):
         Adapt also without weight decay.
     maximize : bool, default False
         Ascend.
+    cautious : bool, default False
+        As for `AdamW`, before weight decay and trust ratio.
 
     Raises
     ------
@@ -168,11 +171,12 @@ class LAMB(Optimizer):
         always_adapt: Switch = False,
         *,
         maximize: Switch = False,
+        cautious: Switch = False,
     ) -> None:
         super().__init__(params, locals())
 
     def _rule(self, options: Mapping[str, Any]) -> str:
-        return "lamb"
+        return "lamb_cautious" if options["cautious"] else "lamb"
 
     def _coefficients(
         self, options: Mapping[str, Any], lr: float, t: int, started: bool
@@ -250,6 +254,7 @@ def lamb(
     trust_clip: bool = False,
     always_adapt: bool = False,
     maximize: bool = False,
+    cautious: bool = False,
 ) -> tuple[Array, ...]:
     """
     One step of `fastopt.LAMB`: p = p - lr \\|p\\| / \\|u\\| u, where u is AdamW's direction.
@@ -266,7 +271,7 @@ def lamb(
     m = beta1 * exp_avg + (1 - beta1) * g
     v = beta2 * exp_avg_sq + (1 - beta2) * g * g
     u = m / (1 - beta1**t) / (np.sqrt(v) / math.sqrt(1 - beta2**t) + eps)
-    u = decayed(p, u, weight_decay)
+    u = decayed(p, u * caution(m, g) if cautious else u, weight_decay)
     ratio, weight, step = 1.0, _length(p), _length(u)
     if (weight_decay or always_adapt) and weight > 0 and step > 0:
         ratio = min(weight / step, 1.0) if trust_clip else weight / step

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._tree import Array
+from fastopt.optimizers.adam import caution
 from fastopt.optimizers.base import ArrayTree, Optimizer
 from fastopt.optimizers.options import Betas, Decay, NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
@@ -39,6 +40,8 @@ class Lion(Optimizer):
         Of the parameter itself, at least 0.
     maximize : bool, default False
         Ascend.
+    cautious : bool, default False
+        As for `AdamW`, where the sign is against the gradient.
 
     Raises
     ------
@@ -66,11 +69,12 @@ class Lion(Optimizer):
         weight_decay: NonNegative = 0.0,
         *,
         maximize: Switch = False,
+        cautious: Switch = False,
     ) -> None:
         super().__init__(params, locals())
 
     def _rule(self, options: Mapping[str, Any]) -> str:
-        return "lion"
+        return "lion_cautious" if options["cautious"] else "lion"
 
     def _coefficients(
         self, options: Mapping[str, Any], lr: float, t: int, started: bool
@@ -153,6 +157,7 @@ def lion(
     betas: tuple[float, float] = (0.9, 0.99),
     weight_decay: float = 0.0,
     maximize: bool = False,
+    cautious: bool = False,
 ) -> tuple[Array, ...]:
     """
     One step of `fastopt.Lion`: p = (1 - lr weight_decay) p - lr sign(beta1 m + (1 - beta1) g).
@@ -168,7 +173,8 @@ def lion(
     g = -g if maximize else g
     beta1, beta2 = betas
     decay = 1 - lr * weight_decay
-    p = decay * p - lr * np.sign(beta1 * exp_avg + (1 - beta1) * g)
+    u = np.sign(beta1 * exp_avg + (1 - beta1) * g)
+    p = decay * p - lr * (u * caution(u, g) if cautious else u)
     return p, beta2 * exp_avg + (1 - beta2) * g
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._tree import Array
+from fastopt.optimizers.adam import caution
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
@@ -130,6 +131,8 @@ class NAdamW(Optimizer):
         Of the parameter itself, at least 0.
     maximize : bool, default False
         Ascend.
+    cautious : bool, default False
+        As for `AdamW`.
 
     Raises
     ------
@@ -159,11 +162,12 @@ class NAdamW(Optimizer):
         weight_decay: NonNegative = 1e-2,
         *,
         maximize: Switch = False,
+        cautious: Switch = False,
     ) -> None:
         super().__init__(params, locals())
 
     def _rule(self, options: Mapping[str, Any]) -> str:
-        return "nadamw"
+        return "nadamw_cautious" if options["cautious"] else "nadamw"
 
     def _coefficients(
         self, options: Mapping[str, Any], lr: float, t: int, started: bool
@@ -188,6 +192,7 @@ def nadamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
     maximize: bool = False,
+    cautious: bool = False,
 ) -> tuple[Array, ...]:
     """
     One step of `fastopt.NAdamW`: AdamW's along beta1 m + (1 - beta1) g, with m already updated.
@@ -205,6 +210,8 @@ def nadamw(
     m = beta1 * exp_avg + (1 - beta1) * g
     v = beta2 * exp_avg_sq + (1 - beta2) * g * g
     ahead = beta1 * m + (1 - beta1) * g
+    if cautious:
+        ahead = ahead * caution(ahead, g)
     step_size = lr / (1 - beta1**t)
     root_correction = 1 / math.sqrt(1 - beta2**t)
     decay = 1 - lr * weight_decay
