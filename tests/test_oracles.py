@@ -56,10 +56,14 @@ ORACLES = {
     "AdaBelief": Oracle("timm.optim.adabelief.AdaBelief", {"rectify": False}),
     "AdamW": Oracle("timm.optim.adamw.AdamWLegacy", renamed={"cautious": "caution"}, has_sign=True),
     "Adan": Oracle("timm.optim.adan.Adan"),
-    "LAMB": Oracle("timm.optim.lamb.Lamb", {"max_grad_norm": None}),
+    "LAMB": Oracle(
+        "timm.optim.lamb.Lamb", {"max_grad_norm": None}, {"cautious": "caution"}, has_sign=True
+    ),
     "LARS": Oracle("timm.optim.lars.Lars"),
-    "Lion": Oracle("lion_pytorch.Lion", has_sign=True),
-    "NAdamW": Oracle("timm.optim.nadamw.NAdamW"),
+    "Lion": Oracle("timm.optim.lion.Lion", renamed={"cautious": "caution"}, has_sign=True),
+    "NAdamW": Oracle("timm.optim.nadamw.NAdamW", renamed={"cautious": "caution"}, has_sign=True),
+    "ScheduleFreeAdamW": Oracle("schedulefree.AdamWScheduleFree"),
+    "ScheduleFreeSGD": Oracle("schedulefree.SGDScheduleFree"),
     "SignSGD": Oracle("pytorch_optimizer.SignSGD", has_sign=True),
     "StableAdamW": Oracle("optimi.StableAdamW", other_defaults=frozenset({"lr"})),
     "Yogi": Oracle(
@@ -105,6 +109,8 @@ def run(case: Case, dtype: Any) -> tuple[list[Any], list[Any]]:
     tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
     ours = case.optimizer(arrays)
     theirs = oracle.cls()(tensors, **oracle.translated(options), **oracle.options)
+    if hasattr(theirs, "train"):
+        theirs.train()
     all_ours, all_theirs = [], []
     for _ in range(30):
         grads = [rng.standard_normal(a.shape).astype(dtype) for a in arrays]

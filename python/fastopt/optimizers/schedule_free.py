@@ -22,6 +22,7 @@ __all__ = ["ScheduleFreeAdamW", "ScheduleFreeSGD"]
 
 _momentum = Number(0.0, 1.0, above=True, below=True, others=(0.8, 0.7))
 Momentum = Annotated[float, _momentum]
+Steps = Annotated[float, Number(0.0, others=(3.0, 5.0))]
 MomentumAndDecay = Annotated[
     tuple[float, float], Several((_momentum, Number(0.0, 1.0, below=True, others=(0.95, 0.9))))
 ]
@@ -208,7 +209,7 @@ class ScheduleFreeSGD(_ScheduleFree):
         lr: Rate = 1.0,
         momentum: Momentum = 0.9,
         weight_decay: NonNegative = 0.0,
-        warmup_steps: NonNegative = 0.0,
+        warmup_steps: Steps = 0.0,
         r: Finite = 0.0,
         weight_lr_power: Finite = 2.0,
         *,
@@ -282,7 +283,7 @@ class ScheduleFreeAdamW(_ScheduleFree):
         betas: MomentumAndDecay = (0.9, 0.999),
         eps: NonNegative = 1e-8,
         weight_decay: NonNegative = 0.0,
-        warmup_steps: NonNegative = 0.0,
+        warmup_steps: Steps = 0.0,
         r: Finite = 0.0,
         weight_lr_power: Finite = 2.0,
         *,
