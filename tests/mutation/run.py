@@ -52,7 +52,7 @@ PARSERS = {
 OPTIMIZERS = "optimizers step groups changing_options saving bad_input fuzz fuzz_overlaps process"
 NORMS = "norm layers overlaps bad_input process fuzz_overlaps reparametrization"
 TESTS = {
-    "kernels/(rules|update)|core/(step|element)": f"smoke {OPTIMIZERS} averages",
+    "kernels/(.*rules|update)|core/(step|element)": f"smoke {OPTIMIZERS} averages",
     "bindings/(plan|arrays)": f"bad_input {OPTIMIZERS} averages norm losses overlaps fuzz_junk",
     "softmax|math|losses": "losses process fuzz_overlaps bad_input smoke fuzz_junk",
     "kernels/(tile|lanes|simd)": f"smoke losses {NORMS}",
