@@ -2,8 +2,9 @@
 Every optimizer on real handwritten digits: `make demo`.
 
 Trains a small multilayer network, written in plain NumPy (mlp.py), with each optimizer of the
-library, with and without batch normalization. Prints what each reached, and what its steps cost
-beside the same formula in NumPy; draws the curves into examples/output/train_digits.png.
+library; with batch normalization, and with two of them without. Prints what each reached, and what
+its steps cost beside the same formula in NumPy; draws the curves into
+examples/output/train_digits.png.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from mlp import MLP, Split, digits
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import fastopt
@@ -26,14 +30,55 @@ WIDTHS = [64, 128, 64, 10]
 BATCH_SIZE = 64
 PATIENCE = 15  # training stops after so many epochs without a lower validation loss
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "SGD": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
-    "Adagrad": {"lr": 0.03},
-    "RMSprop": {"lr": 0.003},
-    "Adadelta": {"lr": 1.0},
-    "Adam": {"lr": 0.003},
-    "AdamW": {"lr": 0.003, "weight_decay": 0.05},
+Settings = dict[str, dict[str, Any]]
+
+FAMILIES: dict[str, Settings] = {
+    "Along the gradient": {
+        "SGD": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
+        "ASGD": {"lr": 0.3, "t0": 400.0},
+    },
+    "Along its sign": {
+        "Lion": {"lr": 3e-4, "weight_decay": 0.1},
+        "SignSGD": {"lr": 1e-3},
+        # It is meant for one batch of all examples: with other ones, signs change by chance.
+        "Rprop": {"lr": 1e-3, "etas": (0.9, 1.1), "step_sizes": (1e-5, 3e-3)},
+    },
+    "A rate for each parameter": {
+        "Adagrad": {"lr": 0.03},
+        "RMSprop": {"lr": 0.003},
+        "Adadelta": {"lr": 1.0},
+        "Adamax": {"lr": 0.01},
+    },
+    "Adam, its decay and its momentum": {
+        "Adam": {"lr": 0.003},
+        "AdamW": {"lr": 0.003, "weight_decay": 0.05},
+        "NAdam": {"lr": 0.003},
+        "NAdamW": {"lr": 0.003, "weight_decay": 0.05},
+        "RAdam": {"lr": 0.01},
+    },
+    "Adam with other averages": {
+        "AdaBelief": {"lr": 0.003, "eps": 1e-12},
+        "Yogi": {"lr": 0.01},
+        "Adan": {"lr": 0.01},
+        # 800 steps are too few for a slow average of 10,000.
+        "AdEMAMix": {"lr": 0.002, "betas": (0.9, 0.999, 0.99), "alpha": 1.0},
+        "ADOPT": {"lr": 0.003},
+    },
+    "Steps scaled array by array": {
+        "LARS": {"lr": 10.0, "momentum": 0.9, "weight_decay": 1e-4},
+        "LAMB": {"lr": 0.02},
+        "StableAdamW": {"lr": 0.003},
+    },
+    "Without a schedule": {
+        "ScheduleFreeSGD": {"lr": 1.0},
+        "ScheduleFreeAdamW": {"lr": 0.01},
+    },
 }
+_settled = {name for family in FAMILIES.values() for name in family}
+FAMILIES["Others"] = {name: {} for name in fastopt.Optimizer.registry if name not in _settled}
+SETTINGS = {name: settings for family in FAMILIES.values() for name, settings in family.items()}
+# They are trained without batch normalization, too.
+COMPARED = ["SGD", "AdamW"]
 
 
 class Run:
@@ -43,12 +88,14 @@ class Run:
         rng = np.random.default_rng(1)
         self.batches = fastopt.data.minibatches((train.x, train.y), BATCH_SIZE, rng=rng)
         self.network = MLP(WIDTHS, rng=rng, batch_norm=batch_norm)
-        warm_up = len(self.batches)
-        rate = schedules.cosine_annealing(
-            SETTINGS[name]["lr"], epochs * len(self.batches) - warm_up
-        )
-        settings = {**SETTINGS[name], "lr": schedules.warmup(rate, warm_up, start_factor=0.1)}
-        self.optimizer = fastopt.Optimizer.registry[name](self.network.params, **settings)
+        optimizer: Any = fastopt.Optimizer.registry[name]
+        settings = SETTINGS[name].copy()
+        if name not in FAMILIES["Without a schedule"]:
+            warm_up = len(self.batches)
+            highest = settings.get("lr", optimizer().lr)
+            rate = schedules.cosine_annealing(highest, epochs * len(self.batches) - warm_up)
+            settings["lr"] = schedules.warmup(rate, warm_up, start_factor=0.1)
+        self.optimizer = optimizer(self.network.params, **settings)
         self.curves: dict[str, list[float]] = {}
 
     def epoch(self, splits: dict[str, Split]) -> None:
@@ -56,10 +103,12 @@ class Run:
             logits = self.network.forward(x, training=True)
             _, dlogits = losses.softmax_cross_entropy(logits, y)
             self.optimizer.step(self.network.backward(dlogits))
-        for split, data in splits.items():
-            loss, accuracy = self.network.evaluate(data)
-            self.curves.setdefault(f"{split} loss", []).append(loss)
-            self.curves.setdefault(f"{split} accuracy", []).append(accuracy)
+        averaged = getattr(self.optimizer, "averaged", nullcontext)
+        with averaged():
+            for split, data in splits.items():
+                loss, accuracy = self.network.evaluate(data)
+                self.curves.setdefault(f"{split} loss", []).append(loss)
+                self.curves.setdefault(f"{split} accuracy", []).append(accuracy)
 
     @property
     def best_epoch(self) -> int:
@@ -90,8 +139,14 @@ def step_times(run: Run) -> tuple[float, float]:
     rule = reference.OPTIMIZERS[type(optimizer).__name__]
     options = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "lr")}
     params = [p.copy() for p in arrays(run.network.params)]
+    prefix, known = "param_groups.0.", optimizer.param_groups[0]
+    of_group = {
+        name: value
+        for key, value in optimizer.state_dict().items()
+        if key.startswith(prefix) and (name := key.removeprefix(prefix)) not in known
+    }
     states = [
-        {name: array.copy() for name, array in state.items() if name != "step"}
+        {name: array.copy() for name, array in state.items() if name != "step"} | of_group
         for state in optimizer.state.values()
     ]
 
@@ -118,31 +173,41 @@ def arrays(tree: Any) -> list[Any]:
     return [array for child in children for array in arrays(child)]
 
 
-def draw(runs: dict[tuple[str, bool], Run], path: Path) -> None:
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7), sharex=True, sharey=True)
-    for ax, name in zip(axes.flat, SETTINGS, strict=True):
-        for batch_norm, color in ((True, "tab:blue"), (False, "tab:orange")):
-            if (name, batch_norm) not in runs:
-                continue
-            run = runs[name, batch_norm]
-            label = "batch norm" if batch_norm else "no batch norm"
-            epochs = np.arange(1, len(run.curves["test loss"]) + 1)
-            ax.plot(epochs, run.curves["training loss"], color=color, label=f"{label}, training")
-            ax.plot(epochs, run.curves["test loss"], "--", color=color, label=f"{label}, test")
-            ax.plot(run.best_epoch + 1, run.at_best("test loss"), "o", color=color)
-        ax.set_title(name)
-        ax.set_yscale("log")
+def draw_run(ax: Axes, run: Run, label: str, color: str) -> None:
+    epochs = np.arange(1, len(run.curves["test loss"]) + 1)
+    ax.plot(epochs, run.curves["training loss"], color=color, label=label)
+    ax.plot(epochs, run.curves["test loss"], "--", color=color)
+    ax.plot(run.best_epoch + 1, run.at_best("test loss"), "o", color=color, markersize=4)
+
+
+def draw(runs: dict[tuple[str, bool], Run], batch_norm: bool, path: Path) -> None:
+    panels = {
+        title: {name: runs[name, batch_norm] for name in family}
+        for title, family in FAMILIES.items()
+        if family
+    }
+    panels["With batch normalization and without"] = {
+        f"{name}, {'with' if normed else 'without'}": run
+        for (name, normed), run in runs.items()
+        if name in COMPARED
+    }
+    rows = -(-len(panels) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(13, 3.5 * rows), sharex=True, sharey=True)
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    for ax, (title, family) in zip(axes.flat, panels.items(), strict=False):
+        for k, (label, run) in enumerate(family.items()):
+            draw_run(ax, run, label, f"C{k}")
+        ax.set(title=title, yscale="log", ylim=(1e-4, 4))
+        ax.set(xlabel="epoch", ylabel="mean cross-entropy")
+        ax.label_outer()
         ax.grid(alpha=0.3)
-    for ax in axes[-1]:
-        ax.set_xlabel("epoch")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("mean cross-entropy")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="lower center", ncols=4)
+        ax.legend(loc="lower left", fontsize="small")
     figure.suptitle(
-        "Handwritten digits: the dot is the epoch with the lowest validation loss, "
-        "a curve ends where training stopped"
+        "Handwritten digits: training loss, test loss dashed; the dot is the epoch with the lowest "
+        "validation loss, a curve ends where training stopped"
     )
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.tight_layout()
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -154,34 +219,33 @@ def main() -> None:
     arguments = parser.parse_args()
 
     splits = dict(zip(("training", "validation", "test"), digits(), strict=True))
-    cases = [
-        (name, batch_norm)
-        for batch_norm in ((False,) if arguments.no_batch_norm else (True, False))
-        for name in SETTINGS
-    ]
+    batch_norm = not arguments.no_batch_norm
+    cases = dict.fromkeys([(name, batch_norm) for name in SETTINGS])
+    cases.update(dict.fromkeys((name, False) for name in COMPARED))
     runs = {}
-    with tqdm(total=len(cases) * arguments.epochs, unit="epoch") as bar:
-        for name, batch_norm in cases:
-            bar.set_description(f"{name}, {'with' if batch_norm else 'without'} batch norm")
-            runs[name, batch_norm] = train(name, batch_norm, arguments.epochs, splits, bar)
+    # The matrices are small: a second thread of BLAS would only wait.
+    with threadpool_limits(1), tqdm(total=len(cases) * arguments.epochs, unit="epoch") as bar:
+        for name, normed in cases:
+            bar.set_description(f"{name}, {'with' if normed else 'without'} batch norm")
+            runs[name, normed] = train(name, normed, arguments.epochs, splits, bar)
 
     print(
-        f"{'':10}{'batch':>7}{'best':>7}{'training':>10}{'accuracy %':>20}{'gap':>7}"
+        f"{'':18}{'batch':>7}{'best':>7}{'training':>10}{'accuracy %':>20}{'gap':>7}"
         f"{'optimizer, ms/epoch':>25}\n"
-        f"{'':10}{'norm':>7}{'epoch':>7}{'loss':>10}{'training':>12}{'test':>8}{'':7}"
+        f"{'':18}{'norm':>7}{'epoch':>7}{'loss':>10}{'training':>12}{'test':>8}{'':7}"
         f"{'fastopt':>11}{'NumPy':>8}{'ratio':>6}"
     )
-    for (name, batch_norm), run in runs.items():
+    for (name, normed), run in runs.items():
         ours, numpy = step_times(run)
         training, test = run.at_best("training accuracy"), run.at_best("test accuracy")
         print(
-            f"{name:10}{'yes' if batch_norm else 'no':>7}{run.best_epoch + 1:7}"
+            f"{name:18}{'yes' if normed else 'no':>7}{run.best_epoch + 1:7}"
             f"{run.at_best('training loss'):10.4f}{100 * training:12.2f}{100 * test:8.2f}"
             f"{100 * (training - test):7.2f}{ours:11.2f}{numpy:8.2f}{numpy / ours:6.1f}"
         )
     print("gap: training minus test accuracy, the generalization error beyond the training error")
     path = Path(__file__).parent / "output" / "train_digits.png"
-    draw(runs, path)
+    draw(runs, batch_norm, path)
     print(f"curves: {path}")
 
 
