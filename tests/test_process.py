@@ -229,7 +229,7 @@ class Guarded:
 
 
 def step_between_guards() -> None:
-    streams = [Guarded(1 << 21) for _ in range(5)]  # gradient, parameter, at most three states
+    streams = [Guarded(1 << 21) for _ in range(6)]  # gradient, parameter, at most four states
     by_rule = {case.optimizer(np.ones(1))._groups[0]._rule: case for case in CASES}
     for rule, case in by_rule.items():
         for isa in _core.supported_isas():
@@ -238,7 +238,10 @@ def step_between_guards() -> None:
                     for at_end in (False, True):
                         g, p, *state = (s.array(n, dtype, at_end) for s in streams)
                         opt = case.optimizer(p)
-                        opt._bound.bind(0, rule, state[: len(opt.state["param"]) - 1])
+                        names, known = _core.rules()[rule][0], opt._states[0]
+                        numbers = {name: known[name] for name in known if name not in names}
+                        numbers |= opt._groups[0]._numbers
+                        opt._bound.bind(0, rule, state[: len(names)], numbers)
                         with fastopt.config_context(isa=isa):
                             opt.step(g, max_norm=1.0)
     print("all done")
