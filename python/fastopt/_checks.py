@@ -38,7 +38,8 @@ def number(
     infinite: bool = False,
 ) -> float:
     """Return a float from low (`above` it) to high (`below` it), finite unless `infinite`."""
-    if type(value) is float and low < value < high:  # the usual one, quickly: within is finite
+    # The usual ones, quickly: what is within is finite, and so is a least number that there is.
+    if type(value) is float and (low < value < high or (value == low > -math.inf and not above)):
         return value
     error: type[Exception] = TypeError
     if isinstance(value, (float, int, Real)) and not isinstance(value, bool):  # quick ones first
@@ -82,8 +83,8 @@ def scalar(where: str, value: Any) -> float:
 
 def integer(where: str, value: Any, low: int | None = None, high: int | None = None) -> int:
     """Return an int from low to high."""
-    if type(value) is int and low is None and high is None:  # the usual one, quickly
-        return value
+    if type(value) is int and (low is None or low <= value) and (high is None or value <= high):
+        return value  # the usual one, quickly
     error: type[Exception] = TypeError
     if isinstance(value, (int, Integral)) and not isinstance(value, bool):
         error = ValueError
