@@ -107,7 +107,8 @@ bench-compare: $(VENV)/.installed
 		$(BIN)/python -c "import $${peer%%==*}" 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet $$peer || true; \
 	done
-	$(BIN)/python bench/compare.py --output docs
+	$(BIN)/python -m pip install --quiet --no-deps $(ORACLES) || true
+	PYTHONPATH=tests $(BIN)/python bench/compare.py --output docs
 
 count-instructions: $(VENV)/.installed
 	$(BIN)/python bench/count_instructions.py

@@ -2,7 +2,7 @@
 fastopt beside NumPy, numba, PyTorch and JAX, and beside the floor that the memory sets.
 
     make bench-compare
-    python bench/compare.py [--quick] [--threads N] [--output docs] [words of a row's name ...]
+    PYTHONPATH=tests python bench/compare.py [--quick] [--threads N] [--output docs] [words ...]
 
 The candidates of a row take turns in a process of the row's own; a ratio is the median (and
 quartiles) over the rounds of another's time over ours, so above 1 we are faster. The floor is the
@@ -24,13 +24,15 @@ from pathlib import Path
 import compare_losses
 import compare_norm
 import compare_optimizers
+import compare_rules
 import fastopt
 import floor
 import interleave
 import peers
 from interleave import OURS, Effort, Result, Row
 
-ROWS = [*compare_optimizers.rows(), *compare_norm.rows(), *compare_losses.rows()]
+RULES = list(compare_rules.rows())
+ROWS = [*compare_optimizers.rows(), *RULES, *compare_norm.rows(), *compare_losses.rows()]
 
 
 def measured_alone(row: Row, threads: int, effort: Effort) -> Result:
@@ -148,9 +150,10 @@ def figures(results: Sequence[Result], folder: Path) -> None:
 def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Path) -> None:
     """benchmarks.md, with its pictures."""
     facts = machine()
+    others = [result for result in results if result.row not in RULES]
     pictures = output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    figures(results, pictures)
+    figures(others, pictures)
     (output / "benchmarks.md").write_text(
         "# Benchmarks\n\n"
         "Written by `make bench-compare`; run it on your own machine.\n\n"
@@ -172,7 +175,13 @@ def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Pa
         "![The same for normalizations and losses](pictures/benchmarks_layers.png)\n\n"
         "## Machine\n\n" + interleave.markdown([["what", "value"], *map(list, facts.items())])
         + "\n## Targets\n\n" + interleave.markdown([TARGETS, *lines])
-        + "\n## All ratios\n\n" + interleave.markdown(interleave.measurements(results))
+        + "\n## The other rules of the optimizers\n\n"
+        "Each beside torch's, or where torch lacks it the package that it is tested against, in\n"
+        "its faster form, a loop over the arrays or lists of them (foreach). Bytes are those that\n"
+        "an element moves in float32; rules that first add up need more than their floor, which\n"
+        "moves every stream once.\n\n"
+        + interleave.markdown(compare_rules.table(results))
+        + "\n## All ratios\n\n" + interleave.markdown(interleave.measurements(others))
     )  # fmt: skip
 
 

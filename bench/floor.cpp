@@ -31,13 +31,14 @@ struct Part {
 // Reads one stream and adds one to each of the others in place.
 template <class T, int streams>
 void add_one(index_t n, const T* __restrict g, T* __restrict a, T* __restrict b, T* __restrict c,
-             T* __restrict d) {
+             T* __restrict d, T* __restrict e) {
 #pragma omp simd
   for (index_t i = 0; i < n; ++i) {
     a[i] += g[i];
     if constexpr (streams > 1) b[i] += T(1);
     if constexpr (streams > 2) c[i] += T(1);
     if constexpr (streams > 3) d[i] += T(1);
+    if constexpr (streams > 4) e[i] += T(1);
   }
 }
 
@@ -45,7 +46,8 @@ template <class T, int streams>
 void step(index_t n, const T* g, T* const* s, index_t ahead) {
   constexpr index_t line = Part<T>::line;
   const auto add = [&](index_t from, index_t count) {
-    add_one<T, streams>(count, g + from, s[0] + from, s[1] + from, s[2] + from, s[3] + from);
+    add_one<T, streams>(count, g + from, s[0] + from, s[1] + from, s[2] + from, s[3] + from,
+                        s[4] + from);
   };
   if (ahead == 0) return add(0, n);
   const auto past_line = index_t(reinterpret_cast<std::uintptr_t>(s[0]) % 64 / sizeof(T));
@@ -62,12 +64,12 @@ void step(index_t n, const T* g, T* const* s, index_t ahead) {
 
 template <class T>
 void steps(index_t n, int streams, const T* g, T* const* s, index_t ahead, int threads) {
-  constexpr void (*of_streams[])(index_t, const T*, T* const*, index_t) = {step<T, 1>, step<T, 2>,
-                                                                           step<T, 3>, step<T, 4>};
+  constexpr void (*of_streams[])(index_t, const T*, T* const*, index_t) = {
+      step<T, 1>, step<T, 2>, step<T, 3>, step<T, 4>, step<T, 5>};
 #pragma omp parallel num_threads(threads)
   {
     const Part<T> part(n, s[0]);
-    T* from[4] = {};
+    T* from[5] = {};
     for (int k = 0; k < streams; ++k) from[k] = s[k] + part.begin;
     of_streams[streams - 1](part.end - part.begin, g + part.begin, from, ahead);
   }
@@ -75,7 +77,7 @@ void steps(index_t n, int streams, const T* g, T* const* s, index_t ahead, int t
 
 }  // namespace
 
-// Gradient g, updated streams s (1 to 4), elements of 4 or 8 bytes; prefetched `ahead` elements
+// Gradient g, updated streams s (1 to 5), elements of 4 or 8 bytes; prefetched `ahead` elements
 // ahead, or not if it is 0.
 extern "C" void floor_step(index_t n, int streams, int item_bytes, const void* g, void* const* s,
                            index_t ahead, int threads) {

@@ -77,7 +77,7 @@ class Job:
     def states(self) -> list[str]:
         """The names of the states that have the parameter's shape."""
         small = fastopt.Optimizer.registry[self.optimizer](np.zeros(1), **self.options)
-        return [name for name in small.state["param"] if name != "step"]
+        return [name for name, array in small.state["param"].items() if array.shape == (1,)]
 
 
 class Step(NamedTuple):
@@ -241,12 +241,18 @@ def numba_step(job: Job) -> Step | None:
     return Step(call, lambda: [p])
 
 
-def torch_optimizer(job: Job, **options: Any) -> tuple[Any, list[Any]] | None:
-    if torch is None:
-        return None
+def tensors(job: Job) -> list[Any]:
+    """The parameters with their gradients, in the job's memory."""
     params = [torch.from_numpy(p).requires_grad_() for p in job.params]
     for p, g in zip(params, job.grads, strict=True):
         p.grad = torch.from_numpy(g)
+    return params
+
+
+def torch_optimizer(job: Job, **options: Any) -> tuple[Any, list[Any]] | None:
+    if torch is None or not hasattr(torch.optim, job.optimizer):
+        return None
+    params = tensors(job)
     try:
         return getattr(torch.optim, job.optimizer)(params, **job.options, **options), params
     except TypeError:  # not every optimizer has a fused kernel

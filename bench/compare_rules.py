@@ -1,0 +1,123 @@
+"""One row a rule for those without rows by size: beside torch, or the package of its tests."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+import fastopt
+import floor
+import peers
+from compare_optimizers import MI, Shapes, draw, floor_target
+from interleave import OURS, Candidate, Result, Row, Target, agree
+from test_oracles import ORACLES
+
+LARGE, SMALL = "16 M", "1000 arrays of 256"
+BY_SIZE = {"SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW"}
+RULES = [name for name in fastopt.Optimizer.registry if name not in BY_SIZE]
+OPTIONS: dict[str, dict[str, Any]] = {"LARS": {"momentum": 0.9, "weight_decay": 1e-4}}
+CHANGES_GRADIENTS = {("StableAdamW", "package foreach")}
+# What a pass for the sums reads and writes more than an update alone, of elements.
+FIRST_PASS = {"LAMB": 3, "LARS": 2, "StableAdamW": 2}
+
+
+def package(foreach: bool) -> peers.Peer:
+    """The package that the rule is tested against, with a loop over the arrays or its own lists."""
+
+    def peer(job: peers.Job) -> peers.Step | None:
+        oracle = ORACLES.get(job.optimizer)
+        if oracle is None or peers.torch is None:
+            return None
+        try:
+            cls = oracle.cls()
+        except (ImportError, AssertionError):
+            peers.LEFT_OUT.append(f"{oracle.path} is not installed")
+            return None
+        options = {**oracle.translated(job.hyper_parameters()), **oracle.options}
+        if "foreach" in inspect.signature(cls).parameters:
+            options["foreach"] = foreach
+        elif foreach:
+            return None
+        optimizer = cls(peers.tensors(job), **options)
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        return peers.Step(optimizer.step, lambda: job.params)
+
+    return peer
+
+
+RIVALS: dict[str, peers.Peer] = {
+    "torch": peers.torch_step(foreach=False),
+    "torch foreach": peers.torch_step(foreach=True),
+    "package": package(foreach=False),
+    "package foreach": package(foreach=True),
+}
+
+
+def rule_row(rule: str, work: str, shapes: Shapes, *targets: Target) -> Row:
+    """Steps of a rule; two steps of every rival are compared with ours."""
+    options = OPTIONS.get(rule, {})
+    states = peers.Job(rule, [], [], options).states()
+    count = sum(map(prod, shapes))
+
+    def build(threads: int) -> dict[str, Candidate]:
+        before = draw(shapes, "float32")
+        job = peers.Job(rule, [p.copy() for p in before], draw(shapes, "float32"), options)
+        step, made = peers.ours(job)
+        step.call(), step.call()  # ADOPT's first step leaves the parameters alone
+        expected = [p.copy() for p in job.params]
+        candidates = {OURS: Candidate(step.call)}
+        for rival, make in RIVALS.items():
+            for p, start in zip(job.params, before, strict=True):
+                p[...] = start
+            if (rule, rival) not in CHANGES_GRADIENTS and (theirs := make(job)) is not None:
+                theirs.call(), theirs.call()
+                agree(expected, theirs.params(), before, f"{rule}: {rival}")
+                candidates[rival] = Candidate(theirs.call)
+        if len(shapes) > 1:
+            return candidates
+        kept = [made.state["param"][name] for name in states]
+        return {**candidates, **floor.update(job.grads[0], [job.params[0], *kept], threads)}
+
+    moved = (3 + 2 * len(states) + FIRST_PASS.get(rule, 0)) * count * 4
+    return Row(f"{rule}, {work}", build, moved, targets)
+
+
+def rows() -> Iterator[Row]:
+    for rule in RULES:
+        streams = 3 + 2 * len(peers.Job(rule, [], [], OPTIONS.get(rule, {})).states())
+        first = FIRST_PASS.get(rule, 0)
+        share = 0.85 * streams / (streams + first) if first else 0.9
+        best = tuple(RIVALS)
+        yield rule_row(
+            rule, LARGE, [(16 * MI,)], floor_target(share), Target(best, 4.0, label="the best")
+        )
+        yield rule_row(rule, SMALL, [(256,)] * 1000, Target(best, 15.0, label="the best"))
+
+
+def table(results: Sequence[Result]) -> list[list[str]]:
+    """A line a rule, the header first."""
+    measured = {result.row.name: result for result in results}
+    lines = [["rule", "bytes", "GB/s", "of the floor", f"the best, {LARGE}", f"the best, {SMALL}"]]
+    for rule in RULES:
+        large, small = measured.get(f"{rule}, {LARGE}"), measured.get(f"{rule}, {SMALL}")
+        if large is None or small is None:
+            continue
+        lines.append(
+            [
+                rule,
+                str(large.row.moved // (16 * MI)),
+                f"{large.row.moved / large.median(OURS) / 1e9:.1f}",
+                *(
+                    str(ratio or "")
+                    for ratio in (
+                        large.ratio(large.floors()),
+                        large.ratio(RIVALS),
+                        small.ratio(RIVALS),
+                    )
+                ),
+            ]
+        )
+    return lines
