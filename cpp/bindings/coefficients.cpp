@@ -38,8 +38,9 @@ const RuleNames& Rules::find(const std::string& caller, const std::string& name)
       rule.coefficients.push_back(py::reinterpret_steal<py::str>(text));
     }
     rule.state_count = words(entry.state).size();
+    rule.prepares = entry.prepare != nullptr;
     if (rule.coefficients.size() > size_t(most_coefficients) ||
-        2 + rule.state_count > size_t(most_streams)) {
+        2 + rule.state_count + rule.prepares > size_t(most_streams)) {
       fail<std::length_error>(name, " has more coefficients or states than there is room for");
     }
   }

@@ -16,7 +16,8 @@ struct RuleNames {
   std::vector<py::str> coefficients;
   size_t grad_scale = 0;  // the coefficient that the loss scale and clipping change
   size_t state_count = 0;
-  size_t row[2] = {};  // of the table, by Dtype
+  bool prepares = false;  // a stream beside the states
+  size_t row[2] = {};     // of the table, by Dtype
 };
 
 // What a rule keeps for an array beside its coefficients, one float64 each.

@@ -90,7 +90,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def("bind", &BoundOptimizer::bind, py::arg("index"), py::arg("rule"), py::arg("state"),
            py::arg("numbers") = py::dict())
       .def("set_constants", &BoundOptimizer::set_constants, py::arg("group"), py::arg("rule"),
-           py::arg("values"))
+           py::arg("values"), py::arg("between") = py::none())
       .def(
           "step",
           [](BoundOptimizer& optimizer, py::handle params, py::handle grads, py::handle fold,

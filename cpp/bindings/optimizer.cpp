@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <mutex>
+#include <tuple>
 
 #include <pthread.h>
 
+#include "core/element.h"
 #include "states.h"
 
 namespace fastopt {
@@ -71,8 +74,11 @@ void BoundOptimizer::bind(size_t index, const std::string& rule_name,
   parameter.layout_known = written_known_ = false;
 }
 
-void BoundOptimizer::set_constants(int group, const std::string& rule, const py::dict& values) {
+void BoundOptimizer::set_constants(int group, const std::string& rule, const py::dict& values,
+                                   const py::object& between) {
   constants_.resize(std::max(constants_.size(), size_t(group) + 1));
+  between_.resize(constants_.size());
+  between_[size_t(group)] = between;
   CoefficientSet& constants = constants_[size_t(group)] = {};
   constants.group = group;
   constants.rule = &rules_.find(tree_.caller(), rule);
@@ -119,6 +125,7 @@ std::optional<double> BoundOptimizer::step(const Settings& settings, py::handle 
   collect(params, grads);
   choose_coefficients(fold);
   look_at_arrays(settings, zero_grads);
+  if (!stepped_.empty() && parameters_[stepped_[0]].rule->prepares) make_stacks();
 
   std::optional<GradientNorm> measured;
   GradientScale scale;
@@ -133,6 +140,10 @@ std::optional<double> BoundOptimizer::step(const Settings& settings, py::handle 
     skip = skip_nonfinite && !scale.finite;
     if (!skip) {
       for (CoefficientSet& set : sets_) set.scale_gradients(scale.factor);
+      if (!stacks_.empty()) {
+        prepare(settings, array_steps_, scale);
+        change_stacks();
+      }
       apply(settings, array_steps_, scale, zero_grads);
     } else if (zero_grads) {
       zero_gradients(settings, array_steps_);
@@ -173,6 +184,7 @@ void BoundOptimizer::let_go() {
   swapped_.clear();
   sets_.clear();
   array_steps_.clear();
+  stacks_.clear();
 }
 
 void BoundOptimizer::choose_coefficients(py::handle fold) {
@@ -252,6 +264,36 @@ void BoundOptimizer::look_at_arrays(const Settings& settings, bool zero_grads) {
   }
   if (zero_grads) check_zeroed();
   if (python_ran_) check_again();
+}
+
+// Memory for what the rules prepare.
+void BoundOptimizer::make_stacks() {
+  std::map<std::tuple<int, Dtype, Shape>, std::vector<size_t>> alike;
+  size_t steps = 0;
+  for (const Parameter& parameter : parameters_) {
+    if (!parameter.grad) continue;
+    const View view = parameter.seen.view();
+    const Shape shape(view.shape, view.shape + view.ndim);
+    alike[{parameter.group, parameter.dtype, shape}].push_back(steps++);
+  }
+  for (const auto& [kind, members] : alike) {
+    auto [group, dtype, shape] = kind;
+    shape.insert(shape.begin(), py::ssize_t(members.size()));
+    const Stack& stack = stacks_.emplace_back(Stack{group, new_output(shape, dtype)});
+    void* place = const_cast<void*>(stack.memory.data());
+    for (const size_t member : members) {
+      ArrayStep& step = array_steps_[member];
+      step.streams[step.stream_count - 1] = place;
+      place = at(place, step.size, item_size(dtype));
+    }
+  }
+}
+
+// Nothing was changed before, nor may the Python that runs here change the arrays.
+void BoundOptimizer::change_stacks() const {
+  const py::gil_scoped_acquire gil;
+  for (const auto& [group, memory] : stacks_) between_[size_t(group)](memory);
+  check_again();
 }
 
 void BoundOptimizer::count(bool skipped) {
@@ -408,10 +450,18 @@ void BoundOptimizer::find_layout(Parameter& parameter) {
     views.push_back(view_of_stream(first + s));
     parameter.step.streams[s] = views.back().data;
   }
-  Layout layout = layout_of(views, views[param_stream]);
+  const View param = views[param_stream];
+  Shape strides(size_t(param.ndim), item_size(param.dtype));
+  if (parameter.rule->prepares) {  // in C order, somewhere else at every step
+    for (size_t axis = strides.size(); axis-- > 1;) {
+      strides[axis - 1] = strides[axis] * param.shape[axis];
+    }
+    views.push_back({nullptr, param.dtype, true, param.ndim, param.shape, strides.data()});
+  }
+  Layout layout = layout_of(views, param);
   parameter.layout = layout.dense() ? nullptr : std::make_unique<Layout>(std::move(layout));
   parameter.step.layout = parameter.layout.get();
-  parameter.step.size = views[param_stream].size();
+  parameter.step.size = param.size();
   parameter.step.stream_count = int(views.size());
   parameter.layout_known = true;
 }

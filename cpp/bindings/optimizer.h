@@ -43,8 +43,11 @@ class BoundOptimizer {
   void bind(size_t index, const std::string& rule, const std::vector<Array>& state,
             const py::dict& numbers);
 
-  // The coefficients of a group's rule that do not change from step to step.
-  void set_constants(int group, const std::string& rule, const py::dict& values);
+  // The coefficients of a group's rule that do not change from step to step. What a rule prepares,
+  // `between(stack)` changes in place before the update: it gets that of arrays of one shape and
+  // dtype as one array.
+  void set_constants(int group, const std::string& rule, const py::dict& values,
+                     const py::object& between);
 
   struct Options {
     double loss_scale;
@@ -86,6 +89,8 @@ class BoundOptimizer {
   const CoefficientSet& new_set(py::handle fold, const Parameter& parameter, std::int64_t t,
                                 bool started);
   void look_at_arrays(const Settings& settings, bool zero_grads);
+  void make_stacks();
+  void change_stacks() const;
   void count(bool skipped);
   void let_go();
   void check_param(Parameter& parameter);
@@ -104,6 +109,7 @@ class BoundOptimizer {
   Tree tree_;
   Rules rules_;
   std::vector<CoefficientSet> constants_;  // by group
+  std::vector<py::object> between_;        // by group; None where the rule prepares nothing
   ArrayOf<std::int64_t> counts_;           // completed steps of every array
   ArrayOf<bool> started_;                  // whether its state has made one of them
   Regions written_;                        // parameters and state
@@ -120,6 +126,11 @@ class BoundOptimizer {
   std::vector<Parameter*> moved_grads_;  // those not yet checked for overlap
   std::vector<CoefficientSet> sets_;
   std::vector<ArrayStep> array_steps_;
+  struct Stack {
+    int group;
+    Array memory;  // of what is prepared for some arrays
+  };
+  std::vector<Stack> stacks_;
 };
 
 }  // namespace fastopt

@@ -314,6 +314,21 @@ GradientScale scale_of(const Settings& settings, const std::vector<ArrayStep>& s
   return result;
 }
 
+void prepare(const Settings& settings, const std::vector<ArrayStep>& steps,
+             const GradientScale& scale) {
+  const double* const factors = scale.is_beyond ? scale.beyond : nullptr;
+  const Shares shares(steps, false);
+  parallel_for(settings, shares.bytes(), [&](int part, int parts) {
+    shares.visit(steps, part, parts, [&](size_t i, index_t begin, index_t end) {
+      const ArrayStep& step = steps[i];
+      const auto kernel = [&](void* const* streams, index_t element, index_t n) {
+        step.rule->prepare(step.coefficients, streams, element, n);
+      };
+      run(step, factors, {begin, end}, kernel);
+    });
+  });
+}
+
 void apply(const Settings& settings, const std::vector<ArrayStep>& steps,
            const GradientScale& scale, bool zero_grads) {
   const double* const factors = scale.is_beyond ? scale.beyond : nullptr;

@@ -1,6 +1,6 @@
 // One optimizer step over a list of arrays, as pointers and sizes: nothing of Python or NumPy. Its
 // phases: what is summed over the gradients is measured, from that follows their scale, and with it
-// the rules are applied.
+// the rules are applied; what some of them need for that is prepared before.
 #pragma once
 
 #include <optional>
@@ -19,7 +19,7 @@ struct ArrayStep {
   const Layout* layout;        // nullptr: dense, in one common order
   index_t size;
   int stream_count;
-  void* streams[most_streams];  // gradient, parameter, state...
+  void* streams[most_streams];  // gradient, parameter, state..., what is prepared
 };
 
 // fraction * 2^exponent, which reaches beyond a double.
@@ -49,6 +49,10 @@ struct GradientScale {
 GradientScale scale_of(const Settings& settings, const std::vector<ArrayStep>& steps,
                        const std::optional<GradientNorm>& measured, double loss_scale,
                        std::optional<double> max_norm);
+
+// For rules that prepare a stream: nothing else is written.
+void prepare(const Settings& settings, const std::vector<ArrayStep>& steps,
+             const GradientScale& scale);
 
 // With `zero_grads` the gradients are zero afterwards.
 void apply(const Settings& settings, const std::vector<ArrayStep>& steps,

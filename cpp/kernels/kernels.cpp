@@ -61,13 +61,20 @@ constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
 
 template <class T, class F>
 constexpr Rule rule_of() {
-  Rule rule{
-      F::names.rule, F::names.state, F::names.coefficients, dtype_of<T>, count_words(F::names.sums),
-      nullptr,       nullptr,        update<F, T>};
+  Rule rule{F::names.rule,
+            F::names.state,
+            F::names.coefficients,
+            dtype_of<T>,
+            count_words(F::names.sums),
+            nullptr,
+            nullptr,
+            nullptr,
+            update<F, T>};
   if constexpr (*F::names.sums) {
     rule.reduce = reduce<F, T>;
     rule.combine = combine<F>;
   }
+  if constexpr (*F::names.prepared) rule.prepare = prepare<F, T>;
   return rule;
 }
 

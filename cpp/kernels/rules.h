@@ -1,7 +1,8 @@
 // The update rules. A rule is its coefficients, folded once per step in double precision, and what
 // happens to one element. One with sums first passes over the array with `sum`, which adds what the
 // element has for them, in double; then `combine` changes the coefficients that depend on them.
-// Included by kernels.cpp inside the namespace of one ISA.
+// One that prepares something does so in a first pass with `prepare`. Included by kernels.cpp
+// inside the namespace of one ISA.
 //
 // Every update but the average's begins with the decayed gradient, grad_scale * g + weight_decay *
 // p: the sign of `maximize`, the loss scale and the clip factor are one number. No decay adds
@@ -11,7 +12,8 @@ struct Names {
   const char* rule;
   const char* state;
   const char* coefficients;
-  const char* sums = "";  // of a first pass over the array
+  const char* sums = "";      // of a first pass over the array
+  const char* prepared = "";  // what such a pass writes, and Python changes before the update
 };
 
 template <class... F>
@@ -55,5 +57,5 @@ using Rules =
          CautiousAdam<T, true>, StableAdam<T>, Nadamw<T>, CautiousNadamw<T>, Radam<T>, AdaBelief<T>,
          Yogi<T>, Adamax<T>, AdEMAMix<T>, Adopt<T>, Adan<T>, Rprop<T>, Lamb<T>, CautiousLamb<T>,
          Lars<T, false, false>, Lars<T, true, false>, Lars<T, true, true>, Lion<T>, CautiousLion<T>,
-         SignSgd<T>, SignSgdMomentum<T>, Nadam<T>, Asgd<T>, ScheduleFreeSgd<T>,
+         SignSgd<T>, SignSgdMomentum<T>, Muon<T>, Nadam<T>, Asgd<T>, ScheduleFreeSgd<T>,
          ScheduleFreeAdamW<T>, Ema<T>>;

@@ -138,6 +138,25 @@ struct SignSgdMomentum {
   }
 };
 
+// Jordan et al. (2024): Python makes the direction orthogonal, which needs all of the matrix.
+template <class T>
+struct Muon {
+  static constexpr Names names{"muon", "momentum_buffer",
+                               "grad_scale decay lr momentum one_minus_momentum nesterov", "",
+                               "direction"};
+  T grad_scale, decay, lr, momentum, one_minus_momentum, nesterov;
+
+  T average(T m, T g) const { return momentum * m + one_minus_momentum * (grad_scale * g); }
+  void prepare(T g, T, T m, T& direction) const {
+    m = average(m, g);
+    direction = nesterov == 0 ? m : average(m, g);
+  }
+  void operator()(T g, T& p, T& m, T direction) const {
+    m = average(m, g);
+    p = decay * p - lr * direction;
+  }
+};
+
 // Polyak, Juditsky (1992): the average of the iterates, from t0 on.
 template <class T>
 struct Asgd {

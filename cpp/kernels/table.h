@@ -21,7 +21,8 @@ using Reduce = void (*)(const double* coefficients, void* const* streams, index_
 
 // What happens to the elements of one array. The streams are gradient, parameter, state..., from
 // the element of this index on. A rule may first add up numbers over the array, and change its
-// state on the way; what follows from them for the coefficients is combined before the update.
+// state on the way; what follows from them for the coefficients is combined before the update. Or
+// it first prepares one more stream, which somebody else changes as a whole before the update.
 struct Rule {
   const char* name;
   const char* state;         // names, separated by blanks
@@ -30,6 +31,7 @@ struct Rule {
   int sum_count;  // of a block
   Reduce reduce;
   void (*combine)(double* coefficients, const double* sums, index_t size);
+  void (*prepare)(const double* coefficients, void* const* streams, index_t element, index_t n);
   void (*update)(const double* coefficients, void* const* streams, index_t element, index_t n);
 };
 

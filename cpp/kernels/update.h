@@ -70,7 +70,7 @@ F rule_with(const double* coefficients, Indices<i...>) {
   return f;
 }
 
-// Calls call(rule, gradient, parameter, state...).
+// Calls call(rule, gradient, parameter, state..., what is prepared).
 template <class F, class T, class Call, int... state>
 void with_streams(const double* coefficients, void* const* streams, Call call, Indices<state...>) {
   const auto f = rule_with<F>(coefficients, CountTo<count_words(F::names.coefficients)>{});
@@ -79,12 +79,20 @@ void with_streams(const double* coefficients, void* const* streams, Call call, I
 }
 template <class F, class T, class Call>
 void with_streams(const double* coefficients, void* const* streams, Call call) {
-  with_streams<F, T>(coefficients, streams, call, CountTo<count_words(F::names.state)>{});
+  constexpr int others = count_words(F::names.state) + count_words(F::names.prepared);
+  with_streams<F, T>(coefficients, streams, call, CountTo<others>{});
 }
 
 template <class F, class T>
 void update(const double* coefficients, void* const* streams, index_t, index_t n) {
   with_streams<F, T>(coefficients, streams, [=](auto f, auto... s) { stream(f, n, s...); });
+}
+
+template <class F, class T>
+void prepare(const double* coefficients, void* const* streams, index_t, index_t n) {
+  with_streams<F, T>(coefficients, streams, [=](auto f, auto... s) {
+    stream([f](auto&... x) { f.prepare(x...); }, n, s...);
+  });
 }
 
 template <class F, class T>

@@ -83,7 +83,13 @@ class BoundOptimizer:
         state: list[NDArray[Any]],
         numbers: dict[str, NDArray[np.float64]] = ...,
     ) -> None: ...
-    def set_constants(self, group: int, rule: str, values: dict[str, float]) -> None: ...
+    def set_constants(
+        self,
+        group: int,
+        rule: str,
+        values: dict[str, float],
+        between: Callable[[NDArray[Any]], None] | None = ...,
+    ) -> None: ...
     def step(
         self,
         params: Any,
