@@ -62,7 +62,9 @@ def cases(cls: type[Optimizer]) -> list[Case]:
     return grid + [Case(owner, options) for owner, options in TOGETHER if owner is cls]
 
 
-OPTIMIZERS = list(Optimizer.registry.values())
+# Those of arrays of two axes alone have tests of their own.
+MATRICES: list[type[Optimizer]] = [fastopt.Muon]
+OPTIMIZERS = [cls for cls in Optimizer.registry.values() if cls not in MATRICES]
 DEFAULTS = [Case(cls, {}) for cls in OPTIMIZERS]
 CASES = [case for cls in OPTIMIZERS for case in cases(cls)]
 EXACT = [case for case in CASES if not case.adds_up]

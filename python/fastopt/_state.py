@@ -19,6 +19,19 @@ Entry: TypeAlias = tuple[tuple[int, ...], np.dtype[Any] | Literal["count"] | Non
 """The shape and the dtype of an entry; "count" is an integer from 0 on, None any dtype."""
 
 
+def encoded(value: Any) -> Any:
+    """Return a hyper-parameter as an array can have it: a string as the bytes of its UTF-8."""
+    return np.array(bytearray(value.encode())) if isinstance(value, str) else value
+
+
+def decoded(array: NDArray[Any], text: bool) -> Any:
+    """Return the hyper-parameter; where it is known as text, from integers of any dtype."""
+    if array.ndim == 1 and (array.dtype == np.uint8 or (text and array.dtype.kind in "iu")):
+        return array.astype(np.uint8).tobytes().decode(errors="replace")
+    value = array.tolist()
+    return tuple(value) if isinstance(value, list) else value
+
+
 def read(caller: str, state_dict: Any, own: Iterable[NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Return the entries as arrays: copies of those that may lie in the loader's `own` arrays."""
     if not isinstance(state_dict, Mapping):

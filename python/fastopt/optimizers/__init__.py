@@ -26,6 +26,7 @@ from fastopt.optimizers.asgd import *
 from fastopt.optimizers.base import Optimizer as Optimizer
 from fastopt.optimizers.lamb import *
 from fastopt.optimizers.lion import *
+from fastopt.optimizers.muon import *
 from fastopt.optimizers.nadam import *
 from fastopt.optimizers.radam import *
 from fastopt.optimizers.rmsprop import *

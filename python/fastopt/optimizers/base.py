@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, TypeGuard, get_type_hints
 
@@ -140,6 +140,13 @@ class Optimizer:
         options have the arrays' numbers, too, and the result has the next ones.
         """
         return {"lr": lr}
+
+    def _check_params(self, bound: _core.BoundOptimizer) -> None:
+        """Raises ValueError for arrays that the rule cannot step."""
+
+    def _between(self, options: Mapping[str, Any]) -> Callable[[Array], None] | None:
+        """What changes, in place, the stacks of arrays that a rule prepares."""
+        return None
 
     def _check_together(self, options: Mapping[str, Any]) -> None:
         """Raises ValueError for hyper-parameters that do not go together."""
@@ -394,7 +401,7 @@ class Optimizer:
         for i, group in enumerate(self._groups):
             for name, value in group._options.items():
                 if value is not None and not callable(value):
-                    arrays[f"param_groups.{i}.{name}"] = value
+                    arrays[f"param_groups.{i}.{name}"] = _state.encoded(value)
             for name, shared in group._numbers.items():
                 arrays[f"param_groups.{i}.{name}"] = shared
         if self._bound is not None:
@@ -440,10 +447,10 @@ class Optimizer:
         all_options = self._options_in(caller, given)
         wanted: dict[str, _state.Entry] = dict.fromkeys(("steps", "skipped_steps"), ((), "count"))
         for i, group in enumerate(self._groups):
-            for name, value in group._options.items():
+            for name, value in all_options[i].items():
                 key = f"param_groups.{i}.{name}"
-                if key in given or (name != "lr" and all_options[i][name] is not None):
-                    wanted[key] = (np.shape(value), None)
+                if key in given or (name != "lr" and value is not None):
+                    wanted[key] = (np.shape(_state.encoded(value)), None)
             for name, shared in group._numbers.items():
                 wanted[f"param_groups.{i}.{name}"] = (shared.shape, shared.dtype)
         all_names = {}
@@ -480,12 +487,16 @@ class Optimizer:
             left_out = {name for name in keys if isinstance(self.ranges.get(name), Maybe)}
             needed = {key for name, key in keys.items() if name != "lr" and name not in left_out}
             _state.check_keys(caller, given, needed, given)
-            values = {name: given[key].tolist() for name, key in keys.items() if key in given}
+            values = {
+                name: _state.decoded(given[key], getattr(self.ranges.get(name), "text", False))
+                for name, key in keys.items()
+                if key in given
+            }
             options = self._checked(
                 {
                     **group._options,
                     **dict.fromkeys(left_out),
-                    **{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()},
+                    **values,
                 }
             )
             if callable(group._options["lr"]):
@@ -579,6 +590,7 @@ class Optimizer:
     ) -> None:
         """Binds the trees, all or nothing; bound groups come first and keep their state."""
         bound = _core.BoundOptimizer(type(self).__name__, params, grouped)
+        self._check_params(bound)
         owners, before = bound.groups, self._bound
         states = [*self._states, *({} for _ in owners[len(self._states) :])]
         if before is not None:
@@ -654,11 +666,12 @@ class Optimizer:
                         arrays = make(group._arrays, declared.fill(options), position)
                     for state, array in zip(new, arrays, strict=True):
                         state[name] = array
-            prepared.append((group, options, rule, _constants(rule, options), new))
+            constants = _constants(rule, options), self._between(options)
+            prepared.append((group, options, rule, constants, new))
         numbers = [state.name for state in self._special_states if state.number == "array"]
         # Nothing is changed before this point: memory for the states may have run out.
         for group, options, rule, constants, new in prepared:
-            bound.set_constants(group._index, rule, constants)
+            bound.set_constants(group._index, rule, *constants)
             for i, state in zip(group._arrays, new, strict=False):
                 arrays = [state[name] for name in _RULES[rule][0]]
                 own = {name: state[name] for name in numbers}

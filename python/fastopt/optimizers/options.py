@@ -14,14 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
-from fastopt._checks import expected_number, number, shown, switch
+from fastopt._checks import choice, expected_number, integer, number, shown, switch
 
 Schedule: TypeAlias = Callable[[int], float]
 """The learning rate after so many completed steps."""
 
 
 class Range(ABC):
-    """What a hyper-parameter may be."""
+    """What a hyper-parameter may be; `text` is saved as bytes."""
+
+    text = False
 
     @abstractmethod
     def check(self, where: str, value: Any) -> Any:
@@ -113,9 +115,13 @@ class Several(Range):
 
 @dataclass(frozen=True)
 class Maybe(Range):
-    """A number, or None."""
+    """What the other range has, or None."""
 
-    each: Number
+    each: Range
+
+    @property
+    def text(self) -> bool:  # type: ignore[override]
+        return self.each.text
 
     def __str__(self) -> str:
         return f"{self.each} or None"
@@ -131,6 +137,49 @@ class Maybe(Range):
 
     def bad(self) -> list[tuple[Any, type[Exception]]]:
         return [(value, error) for value, error in self.each.bad() if value is not None]
+
+
+@dataclass(frozen=True)
+class Whole(Range):
+    """An integer from low to high."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"an integer from {self.low} to {self.high}"
+
+    def check(self, where: str, value: Any) -> Any:
+        return integer(where, value, self.low, self.high)
+
+    def other(self, default: Any) -> Any:
+        return default - 1 if default == self.high else default + 1
+
+    def bad(self) -> list[tuple[Any, type[Exception]]]:
+        wrong = [0.5, float(self.low), "1", True, None, [1]]
+        outside = [self.low - 1, self.high + 1, 10**400]
+        return [(value, ValueError) for value in outside] + [(value, TypeError) for value in wrong]
+
+
+@dataclass(frozen=True)
+class OneOf(Range):
+    """One of several strings."""
+
+    names: tuple[str, ...]
+    text = True
+
+    def __str__(self) -> str:
+        return " or ".join(map(repr, self.names))
+
+    def check(self, where: str, value: Any) -> Any:
+        return choice(where, value, self.names)
+
+    def other(self, default: Any) -> Any:
+        return self.names[default == self.names[0]]
+
+    def bad(self) -> list[tuple[Any, type[Exception]]]:
+        wrong = [1, None, True, [self.names[0]]]
+        return [("", ValueError), ("none", ValueError), *((value, TypeError) for value in wrong)]
 
 
 @dataclass(frozen=True)
@@ -152,6 +201,7 @@ class OnOff(Range):
 
 _decay = Number(0.0, 1.0, below=True, others=(0.8, 0.95))
 
+Adjustment = Annotated[str | None, Maybe(OneOf(("match_rms_adamw", "original")))]
 Betas = Annotated[tuple[float, float], Several((_decay, _decay))]
 ThreeBetas = Annotated[tuple[float, float, float], Several((_decay, _decay, _decay))]
 Decay = Annotated[float, _decay]
@@ -166,6 +216,7 @@ Etas = Annotated[
     ),
 ]
 Exponent = Annotated[float | None, Maybe(Number(0.0, 1.0))]
+Few = Annotated[int, Whole(0, 99)]
 Finite = Annotated[float, Number()]
 Fraction = Annotated[float, Number(0.0, 1.0, others=(0.8, 0.9))]
 NonNegative = Annotated[float, Number(0.0)]
@@ -175,3 +226,4 @@ StepSizes = Annotated[
     Several((Number(0.0, others=(1e-3, 1e-6)), Number(0.0, others=(0.1, 50.0)))),
 ]
 Switch = Annotated[bool, OnOff()]
+ThreeNumbers = Annotated[tuple[float, float, float], Several((Number(),) * 3)]
