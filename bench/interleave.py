@@ -179,14 +179,14 @@ def measure(row: Row, threads: int, effort: Effort) -> Result:
     return Result(row, threads, interleave(row.build(threads), effort))
 
 
-def agree(ours: Any, theirs: Any, before: Any, what: str) -> None:
+def agree(ours: Any, theirs: Any, before: Any, what: str, within: float = 1e-4) -> None:
     """Raises AssertionError unless both changed ``before``, and to the same but for rounding."""
     for mine, other, old in zip(ours, theirs, before, strict=True):
         mine, other, old = (np.asarray(array).ravel() for array in (mine, other, old))
         moved, difference = np.linalg.norm(mine - old), np.linalg.norm(mine - other)
         rounding = 2e-7 * np.linalg.norm(old)
         assert moved > 10 * rounding, f"{what}: nothing was done"
-        assert difference <= 1e-4 * moved + rounding, f"{what}: differs by {difference / moved:g}"
+        assert difference <= within * moved + rounding, f"{what}: differs by {difference / moved:g}"
 
 
 def duration(seconds: float) -> str:
