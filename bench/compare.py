@@ -32,7 +32,13 @@ import peers
 from interleave import OURS, Effort, Result, Row
 
 RULES = list(compare_rules.rows())
-ROWS = [*compare_optimizers.rows(), *RULES, *compare_norm.rows(), *compare_losses.rows()]
+ROWS = [
+    *compare_optimizers.rows(),
+    *compare_rules.matrix_rows(),
+    *RULES,
+    *compare_norm.rows(),
+    *compare_losses.rows(),
+]
 
 
 def measured_alone(row: Row, threads: int, effort: Effort) -> Result:

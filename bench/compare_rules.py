@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -16,7 +16,7 @@ from test_oracles import ORACLES
 
 LARGE, SMALL = "16 M", "1000 arrays of 256"
 BY_SIZE = {"SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW"}
-RULES = [name for name in fastopt.Optimizer.registry if name not in BY_SIZE]
+RULES = [name for name in fastopt.Optimizer.registry if name not in {*BY_SIZE, "Muon"}]
 OPTIONS: dict[str, dict[str, Any]] = {"LARS": {"momentum": 0.9, "weight_decay": 1e-4}}
 FIRST_STEPS = {"ADOPT": 2}  # the first leaves the parameters alone
 # What a pass for the sums reads and writes more than an update alone, of elements.
@@ -56,13 +56,18 @@ RIVALS: dict[str, peers.Peer] = {
 }
 
 
-def rule_row(rule: str, work: str, shapes: Shapes, *targets: Target) -> Row:
+def rule_row(
+    rule: str,
+    work: str,
+    shapes: Shapes,
+    *targets: Target,
+    rivals: Mapping[str, peers.Peer] = RIVALS,
+    within: float = 1e-4,
+) -> Row:
     """Steps of a rule; every rival's first ones are compared with ours."""
     options = OPTIONS.get(rule, {})
     states = peers.Job(rule, [], [], options).states()
     count = sum(map(prod, shapes))
-    # torch's norm of 16 M float32 elements is 6.5e-4 too small.
-    within = 1e-2 if rule in FIRST_PASS else 1e-4
 
     def build(threads: int) -> dict[str, Candidate]:
         before, given = draw(shapes, "float32"), draw(shapes, "float32")
@@ -73,7 +78,7 @@ def rule_row(rule: str, work: str, shapes: Shapes, *targets: Target) -> Row:
             step.call()
         expected = [p.copy() for p in params]
         candidates = {OURS: Candidate(step.call)}
-        for rival, make in RIVALS.items():
+        for rival, make in rivals.items():
             for array, start in zip((*params, *grads), (*before, *given), strict=True):
                 array[...] = start  # some change the gradients, too
             if (theirs := make(job)) is not None:
@@ -81,7 +86,7 @@ def rule_row(rule: str, work: str, shapes: Shapes, *targets: Target) -> Row:
                     theirs.call()
                 agree(expected, theirs.params(), before, f"{rule}: {rival}", within)
                 candidates[rival] = Candidate(theirs.call)
-        if len(shapes) > 1:
+        if len(shapes) > 1 or len(shapes[0]) > 1:  # no floor for many, or for products
             return candidates
         kept = [made.state["param"][name] for name in states]
         return {**candidates, **floor.update(grads[0], [params[0], *kept], threads)}
@@ -97,9 +102,28 @@ def rows() -> Iterator[Row]:
         share = 0.85 * streams / (streams + first) if first else 0.9
         best = tuple(RIVALS)
         yield rule_row(
-            rule, LARGE, [(16 * MI,)], floor_target(share), Target(best, 4.0, label="the best")
+            rule,
+            LARGE,
+            [(16 * MI,)],
+            floor_target(share),
+            Target(best, 4.0, label="the best"),
+            within=1e-2 if first else 1e-4,  # torch's norm of so many elements is 6.5e-4 too small
         )
         yield rule_row(rule, SMALL, [(256,)] * 1000, Target(best, 15.0, label="the best"))
+
+
+def matrix_rows() -> Iterator[Row]:
+    """Muon beside torch's, which multiplies in bfloat16, and the iteration as it is written."""
+    for shape, over_numpy in (((768, 768), 1.0), ((768, 3072), 1.5)):
+        yield rule_row(
+            "Muon",
+            str(shape),
+            [shape],
+            Target(("torch",), 1.0),
+            Target(("NumPy",), over_numpy),
+            rivals={"NumPy": peers.numpy_one_liners, "torch": peers.torch_step()},
+            within=0.03,
+        )
 
 
 def table(results: Sequence[Result]) -> list[list[str]]:

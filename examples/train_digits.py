@@ -36,6 +36,7 @@ FAMILIES: dict[str, Settings] = {
     "Along the gradient": {
         "SGD": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
         "ASGD": {"lr": 0.3, "t0": 400.0},
+        "Muon": {"lr": 0.003, "adjust_lr_fn": "match_rms_adamw"},  # the matrices; AdamW the rest
     },
     "Along its sign": {
         "Lion": {"lr": 3e-4, "weight_decay": 0.1},
@@ -81,6 +82,10 @@ SETTINGS = {name: settings for family in FAMILIES.values() for name, settings in
 COMPARED = ["SGD", "AdamW"]
 
 
+def vectors(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: tree for name, tree in layer.items() if name != "W"} for layer in layers]
+
+
 class Run:
     """One training run: its curves, a list of values by epoch for every name."""
 
@@ -95,14 +100,24 @@ class Run:
             highest = settings.get("lr", optimizer().lr)
             rate = schedules.cosine_annealing(highest, epochs * len(self.batches) - warm_up)
             settings["lr"] = schedules.warmup(rate, warm_up, start_factor=0.1)
-        self.optimizer = optimizer(self.network.params, **settings)
+        self.beside = None
+        if name == "Muon":
+            self.beside = fastopt.AdamW(vectors(self.network.params), lr=settings["lr"])
+        self.optimizer = optimizer(self.stepped(self.network.params), **settings)
         self.curves: dict[str, list[float]] = {}
+
+    def stepped(self, layers: list[dict[str, Any]]) -> list[Any]:
+        """What the optimizer steps: all, or the matrices where there is another beside it."""
+        return [layer["W"] for layer in layers] if self.beside else layers
 
     def epoch(self, splits: dict[str, Split]) -> None:
         for x, y in self.batches:
             logits = self.network.forward(x, training=True)
             _, dlogits = losses.softmax_cross_entropy(logits, y)
-            self.optimizer.step(self.network.backward(dlogits))
+            grads = self.network.backward(dlogits)
+            self.optimizer.step(self.stepped(grads))
+            if self.beside:
+                self.beside.step(vectors(grads))
         averaged = getattr(self.optimizer, "averaged", nullcontext)
         with averaged():
             for split, data in splits.items():
@@ -133,12 +148,12 @@ def step_times(run: Run) -> tuple[float, float]:
     """Milliseconds in the optimizer per epoch: with fastopt, and with the reference in NumPy."""
     x, y = next(iter(run.batches))
     logits = run.network.forward(x, training=True)
-    grads = run.network.backward(losses.softmax_cross_entropy(logits, y)[1])
+    grads = run.stepped(run.network.backward(losses.softmax_cross_entropy(logits, y)[1]))
 
     optimizer = run.optimizer
     rule = reference.OPTIMIZERS[type(optimizer).__name__]
     options = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "lr")}
-    params = [p.copy() for p in arrays(run.network.params)]
+    params = [p.copy() for p in arrays(run.stepped(run.network.params))]
     prefix, known = "param_groups.0.", optimizer.param_groups[0]
     of_group = {
         name: value
