@@ -103,7 +103,7 @@ struct CautiousAdam : Adam<T, amsgrad> {
   template <class... Maximum>
   void sum(double& aligned, T g, T&, T& m, T& v, Maximum&... v_max) const {
     this->average(this->grad_scale * g, m, v, v_max...);
-    aligned += m * (this->grad_scale * g) > 0 ? 1.0 : 0.0;
+    aligned += double(m * (this->grad_scale * g) > 0 ? T(1) : T(0));
   }
   void combine(const double* sums, double n) { this->step_size /= caution(sums[0], n); }
   template <class... Maximum>
@@ -180,8 +180,9 @@ struct CautiousLamb : Lamb<T> {
   void sum(double& aligned, double& weight, double& uu, double& up, T g, T& p, T& m, T& v) const {
     g = this->grad_scale * g;
     this->average(g, m, v);
-    const double u = m * g > 0 ? double(this->adam(m, v)) : 0.0, w = double(p);
-    aligned += m * g > 0 ? 1.0 : 0.0;
+    const T mask = m * g > 0 ? T(1) : T(0), masked = m * g > 0 ? this->adam(m, v) : T(0);
+    const double u = double(masked), w = double(p);
+    aligned += double(mask);
     weight += w * w;
     uu += u * u;
     up += u * w;
@@ -231,7 +232,7 @@ struct CautiousNadamw : Nadamw<T> {
   void sum(double& aligned, T g, T&, T& m, T& v) const {
     g = this->grad_scale * g;
     this->average(g, m, v);
-    aligned += this->ahead(g, m) * g > 0 ? 1.0 : 0.0;
+    aligned += double(this->ahead(g, m) * g > 0 ? T(1) : T(0));
   }
   void combine(const double* sums, double n) { this->step_size /= caution(sums[0], n); }
   void operator()(T g, T& p, T m, T v) const {

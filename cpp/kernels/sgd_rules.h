@@ -107,7 +107,7 @@ struct CautiousLion : Lion<T> {
 
   void sum(double& aligned, T g, T&, T m) const {
     g = this->grad_scale * g;
-    aligned += this->ahead(g, m) * g > 0 ? 1.0 : 0.0;
+    aligned += double(this->ahead(g, m) * g > 0 ? T(1) : T(0));
   }
   void combine(const double* sums, double n) { this->lr /= caution(sums[0], n); }
   void operator()(T g, T& p, T& m) const {

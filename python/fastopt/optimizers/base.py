@@ -113,7 +113,8 @@ class Optimizer:
             self._bind(params)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        caller, options = type(self).__name__, vars(self).get("_defaults", {})
+        # Not by vars(self): that would make a dict of it, and every later look slower.
+        caller, options = type(self).__name__, getattr(self, "_defaults", {})
         if name in options and name != "lr":
             raise AttributeError(
                 f"{caller}: {name} is a hyper-parameter of every group: "
@@ -526,7 +527,8 @@ class Optimizer:
         return {**vars(self), **derived, "_groups": options, "_states": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
         self._forget()
         if state["_groups"]:
             params = writable(state["_params"])
