@@ -139,6 +139,20 @@ def test_groups_have_their_own_numbers(cls: Any) -> None:
 
 
 @each_class
+def test_a_group_added_in_evaluation(cls: Any) -> None:
+    a, b = np.ones(3), np.ones(2)
+    opt = cls([{"params": a}], lr=0.5)
+    opt.step([np.ones(3)])
+    y = a.copy()
+    opt.eval()
+    opt.add_param_group({"params": b})
+    opt.train()
+    np.testing.assert_allclose(a, y, rtol=1e-13)
+    assert (b == 1).all()
+    opt.step([np.ones(3), np.ones(2)])
+
+
+@each_class
 def test_a_step_that_fails_moves_no_number(cls: Any) -> None:
     opt, _ = trained(cls)
     before = opt.state_dict()

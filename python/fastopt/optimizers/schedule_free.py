@@ -71,7 +71,9 @@ class _ScheduleFree(Optimizer):
             If a step of this optimizer is under way.
         """
         if not self._training:
-            self._move([1 - momentum for momentum in self._momenta])
+            added = self._groups[len(self._momenta) :]  # in evaluation: they have no z yet
+            momenta = self._momenta + [self._momentum_of(group._options) for group in added]
+            self._move([1 - momentum for momentum in momenta])
             self._training = True
 
     @contextmanager
