@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fastopt import Optimizer
-from grid import IN_TORCH, Case, cases, defaults
+from grid import IN_TORCH, MATRICES, Case, cases, defaults
 
 pytestmark = [pytest.mark.torch, pytest.mark.oracle]
 
@@ -94,7 +94,7 @@ each_case = pytest.mark.parametrize(
 
 
 def test_every_rule_has_an_oracle() -> None:
-    in_torch = {cls.__name__ for cls in IN_TORCH}
+    in_torch = {cls.__name__ for cls in (*IN_TORCH, *MATRICES)}  # of these tests/test_muon.py
     assert {*Optimizer.registry} - in_torch <= {*ORACLES}
 
 
