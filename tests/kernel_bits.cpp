@@ -71,15 +71,21 @@ void rules(Dtype dtype) {
     const Rule& rule = settings.table->rules[row];
     if (rule.dtype != dtype) continue;
     Hash hash(rule.name, dtype);
-    std::vector<double> coefficients;
-    for (int i = 0; i < count_words(rule.coefficients); ++i) coefficients.push_back(0.9 - 0.09 * i);
+    double coefficients[most_coefficients] = {};
+    for (int i = 0; i < count_words(rule.coefficients); ++i) coefficients[i] = 0.9 - 0.09 * i;
     for (const index_t n : {1, 7, 33, 130, 1025, 5000}) {
       std::vector<std::vector<T>> streams{numbers<T>(n, 1), numbers<T>(n, 2)};
-      for (int i = 0; i < count_words(rule.state); ++i) streams.push_back(positive<T>(n, 3));
-      ArrayStep step{&rule, coefficients.data(), nullptr, n, int(streams.size()), {}};
+      const int prepared = rule.prepare != nullptr ? 1 : 0;
+      for (int i = 0; i < count_words(rule.state) + prepared; ++i) {
+        streams.push_back(positive<T>(n, 3));
+      }
+      ArrayStep step{&rule, coefficients, nullptr, n, int(streams.size()), {}};
       std::transform(streams.begin(), streams.end(), step.streams,
                      [](auto& s) { return s.data(); });
-      for (int t = 0; t < 3; ++t) apply(settings, {step}, {}, false);
+      for (int t = 0; t < 3; ++t) {
+        if (prepared) prepare(settings, {step}, {});
+        apply(settings, {step}, {}, false);
+      }
       for (const auto& stream : streams) hash(stream);
       const GradientNorm measured = measure(settings, {step});
       hash(std::vector<double>{scale_of(settings, {step}, measured, 1, std::nullopt).norm});

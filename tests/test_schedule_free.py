@@ -98,6 +98,9 @@ def test_the_mode_is_saved(cls: Any, evaluation: bool, resume: str) -> None:
     opt, params = trained(cls)
     if evaluation:
         opt.eval()
+        if resume != "load":  # train() has the momentum of eval(), here and there
+            option = "betas" if cls is ScheduleFreeAdamW else "momentum"
+            opt.param_groups[0][option] = (0.5, 0.5) if cls is ScheduleFreeAdamW else 0.5
     if resume == "load":
         other_params = {name: p.copy() for name, p in params.items()}
         other = cls(other_params, lr=0.1)

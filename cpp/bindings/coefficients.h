@@ -27,7 +27,7 @@ struct Numbers {
   Numbers() = default;
   explicit Numbers(const py::dict& arrays);  // by name, each of one float64
 
-  py::dict owner;
+  py::object owner;
   std::vector<py::str> names;
   double* at[most] = {};
 };

@@ -5,6 +5,7 @@
 #include "core/dispatch.h"
 #include "core/parallel.h"
 #include "optimizer.h"
+#include "states.h"
 
 namespace fastopt {
 
@@ -53,6 +54,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.def("built_isas", [] { return isa_names(false); });
   m.def("supported_isas", [] { return isa_names(true); });
   m.def("rules", &rules);
+  m.def("new_numbers", &new_numbers, py::arg("count"), py::arg("value"));
   m.def("set_parallel_from_bytes", [](index_t bytes) { parallel_from_bytes = bytes; });
 
   py::class_<Settings>(m, "Settings")
@@ -83,8 +85,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def_readwrite("skipped_steps", &BoundOptimizer::skipped_steps)
       .def("__enter__", &BoundOptimizer::lock)
       .def("__exit__", [](BoundOptimizer& optimizer, const py::args&) { optimizer.unlock(); })
-      .def("new_numbers", &BoundOptimizer::new_numbers, py::arg("indices"), py::arg("value"),
-           py::arg("number"))
       .def("new_states", &BoundOptimizer::new_states, py::arg("indices"), py::arg("value"),
            py::arg("number"))
       .def("bind", &BoundOptimizer::bind, py::arg("index"), py::arg("rule"), py::arg("state"),

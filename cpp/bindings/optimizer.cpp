@@ -231,7 +231,7 @@ const CoefficientSet& BoundOptimizer::new_set(py::handle fold, const Parameter& 
   if (!numbers.names.empty()) {
     py::dict values;
     for (size_t k = 0; k < numbers.names.size(); ++k) {
-      set.before[k] = *numbers.at[k];
+      set.before[k] = set.after[k] = *numbers.at[k];
       values[numbers.names[k]] = set.before[k];
     }
     given = values;
@@ -471,11 +471,6 @@ std::vector<Array> BoundOptimizer::new_states(const std::vector<size_t>& indices
   std::vector<Array> params;
   for (const size_t index : indices) params.push_back(parameters_.at(index).array);
   return fastopt::new_states(params, value, number);
-}
-
-std::vector<Array> BoundOptimizer::new_numbers(const std::vector<size_t>& indices, double value,
-                                               int) const {
-  return fastopt::new_numbers(indices.size(), value);
 }
 
 std::vector<std::string> BoundOptimizer::names() const {

@@ -26,11 +26,8 @@ class BoundOptimizer {
   ArrayOf<std::int64_t> counts() const { return counts_; }
   ArrayOf<bool> started() const { return started_; }
 
-  // State `number` of these arrays: of this value, in the parameter's shape, dtype and order; or an
-  // array of one float64.
+  // State `number` of these arrays: of this value, in the parameter's shape, dtype and order.
   std::vector<Array> new_states(const std::vector<size_t>& indices, double value, int number) const;
-  std::vector<Array> new_numbers(const std::vector<size_t>& indices, double value,
-                                 int number) const;
 
   const char* isa() const { return isa_; }  // that made the last step
 
@@ -59,8 +56,9 @@ class BoundOptimizer {
 
   // Steps all arrays that have a gradient, or none. `fold(group, t, started)` returns the other
   // coefficients of the t-th step of a group's arrays whose state has or has not made a step, as a
-  // dict. Returns the global norm of the gradients where it was needed. With `zero_grads` they are
-  // zero afterwards.
+  // dict. Where they have numbers, it also gets them, by name, and returns the next ones. Returns
+  // the global norm of the gradients where it was needed. With `zero_grads` they are zero
+  // afterwards.
   std::optional<double> step(const Settings& settings, py::handle params, py::handle grads,
                              py::handle fold, const Options& options);
 

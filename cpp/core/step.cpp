@@ -232,19 +232,19 @@ struct Coefficients {
 // Those of every array of a rule that adds up: from its sums follow its own.
 std::vector<Coefficients> reduce_and_combine(const Settings& settings,
                                              const std::vector<ArrayStep>& steps,
-                                             const double* factors) {
+                                             const Shares& shares, const double* factors) {
   const auto adds_up = [](const ArrayStep& step) { return step.rule->reduce != nullptr; };
   if (std::none_of(steps.begin(), steps.end(), adds_up)) return {};
   BlockSums blocks;
   for (const ArrayStep& step : steps) blocks.add_array(step.size, step.rule->sum_count);
-  const Shares shares(steps, false);
+  std::vector<Coefficients> combined(steps.size());
+  // No memory is asked for from here on: states are written.
   parallel_for(settings, shares.bytes(), [&](int part, int parts) {
     shares.visit(steps, part, parts, [&](size_t i, index_t begin, index_t end) {
       if (!adds_up(steps[i])) return;
       blocks.add(i, steps[i], steps[i].rule->reduce, steps[i].coefficients, factors, {begin, end});
     });
   });
-  std::vector<Coefficients> combined(steps.size());
   Settings exact = settings;
   exact.flush_denormals = false;
   parallel_for(exact, 0, [&](int, int) {
@@ -332,8 +332,8 @@ void prepare(const Settings& settings, const std::vector<ArrayStep>& steps,
 void apply(const Settings& settings, const std::vector<ArrayStep>& steps,
            const GradientScale& scale, bool zero_grads) {
   const double* const factors = scale.is_beyond ? scale.beyond : nullptr;
-  const std::vector<Coefficients> combined = reduce_and_combine(settings, steps, factors);
   const Shares shares(steps, false);
+  const std::vector<Coefficients> combined = reduce_and_combine(settings, steps, shares, factors);
   parallel_for(settings, shares.bytes(), [&](int part, int parts) {
     shares.visit(steps, part, parts, [&](size_t i, index_t begin, index_t end) {
       const ArrayStep& step = steps[i];

@@ -4,9 +4,10 @@
 // One that prepares something does so in a first pass with `prepare`. Included by kernels.cpp
 // inside the namespace of one ISA.
 //
-// Every update but the average's begins with the decayed gradient, grad_scale * g + weight_decay *
-// p: the sign of `maximize`, the loss scale and the clip factor are one number. No decay adds
-// nothing, also to the gradient of an infinite parameter: masks of -inf stay.
+// Every update but the average's begins with grad_scale * g: the sign of `maximize`, the loss scale
+// and the clip factor are one number. Decoupled weight decay is a factor of the parameter; L2's
+// adds weight_decay * p, and where there is none, nothing, also to the gradient of an infinite
+// parameter: masks of -inf stay.
 
 struct Names {
   const char* rule;

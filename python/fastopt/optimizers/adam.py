@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._tree import Array
-from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
+from fastopt.optimizers.base import ArrayTree, Optimizer, caution, with_decay
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
 
@@ -180,11 +180,7 @@ def adam(
     array([0.9])
     """
     g = -g if maximize else g
-    decay = 1.0
-    if decoupled_weight_decay:
-        decay = 1 - lr * weight_decay
-    else:
-        g = decayed(p, g, weight_decay)
+    g, decay = with_decay(p, g, lr, weight_decay, decoupled_weight_decay)
     return _adam(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, t, lr, betas, eps, decay)
 
 
@@ -217,13 +213,6 @@ def adamw(
     g = -g if maximize else g
     decay = 1 - lr * weight_decay
     return _adam(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, t, lr, betas, eps, decay, cautious)
-
-
-def caution(u: Array, g: Array) -> Array:
-    """Return 0 where u is against g, else 1 over the share of those where it is not."""
-    aligned = u * g > 0
-    mask: Array = aligned / max(np.count_nonzero(aligned) / max(u.size, 1), 1e-3)
-    return mask.astype(u.dtype)
 
 
 def _adam(

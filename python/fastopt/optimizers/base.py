@@ -46,6 +46,20 @@ def decayed(p: Array, g: Array, weight_decay: float) -> Array:
     return g + weight_decay * p if weight_decay else g
 
 
+def with_decay(
+    p: Array, g: Array, lr: float, weight_decay: float, decoupled: bool
+) -> tuple[Array, float]:
+    """Return the gradient and the parameter's factor: weight decay is in one of them."""
+    return (g, 1 - lr * weight_decay) if decoupled else (decayed(p, g, weight_decay), 1.0)
+
+
+def caution(u: Array, g: Array) -> Array:
+    """Return 0 where u is against g, else 1 over the share of those where it is not."""
+    aligned = u * g > 0
+    mask: Array = aligned / max(np.count_nonzero(aligned) / max(u.size, 1), 1e-3)
+    return mask.astype(u.dtype)
+
+
 class Optimizer:
     """
     Base of the optimizers: `step` changes the arrays of ``params`` in place.
@@ -606,7 +620,7 @@ class Optimizer:
         for i in range(len(groups), len(all_options)):
             arrays = range(bisect_left(owners, i), bisect_right(owners, i))
             numbers = {
-                state.name: bound.new_numbers([0], state.fill(all_options[i]), 0)[0]
+                state.name: _core.new_numbers(1, state.fill(all_options[i]))[0]
                 for state in self._special_states
                 if state.number == "group"
             }
@@ -664,8 +678,11 @@ class Optimizer:
                         arrays = [states[i][name] for i in group._arrays]
                     else:
                         declared = self._declared(name)
-                        make = bound.new_numbers if declared.number else bound.new_states
-                        arrays = make(group._arrays, declared.fill(options), position)
+                        value = declared.fill(options)
+                        if declared.number:
+                            arrays = _core.new_numbers(len(group._arrays), value)
+                        else:
+                            arrays = bound.new_states(group._arrays, value, position)
                     for state, array in zip(new, arrays, strict=True):
                         state[name] = array
             constants = _constants(rule, options), self._between(options)

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from fastopt._tree import Array
-from fastopt.optimizers.adam import caution
-from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
+from fastopt.optimizers.base import ArrayTree, Optimizer, caution, decayed
 from fastopt.optimizers.options import Betas, Finite, NonNegative, Rate, Switch
-from fastopt.optimizers.sgd import SGD
+from fastopt.optimizers.sgd import SGD, sgd
 from fastopt.optimizers.states import State
 
 __all__ = ["LAMB", "LARS"]
@@ -231,13 +230,16 @@ def lars(
         if trust_clip and lr > 0:
             ratio = min(ratio / lr, 1.0)
     g = ratio * decayed(p, g, weight_decay)
-    if momentum == 0.0:
-        return (p - lr * g,) if momentum_buffer is None else (p - lr * g, momentum_buffer)
-    if t == 1 or momentum_buffer is None:
-        v = g
-    else:
-        v = momentum * momentum_buffer + (1 - dampening) * g
-    return p - lr * (g + momentum * v if nesterov else v), v
+    return sgd(
+        p,
+        g,
+        momentum_buffer,
+        t=t,
+        lr=lr,
+        momentum=momentum,
+        dampening=dampening,
+        nesterov=nesterov,
+    )
 
 
 def lamb(

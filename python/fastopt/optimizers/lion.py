@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._tree import Array
-from fastopt.optimizers.adam import caution
-from fastopt.optimizers.base import ArrayTree, Optimizer
+from fastopt.optimizers.base import ArrayTree, Optimizer, caution
 from fastopt.optimizers.options import Betas, Decay, NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
 

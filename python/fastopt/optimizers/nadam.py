@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._tree import Array
-from fastopt.optimizers.adam import caution
-from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
+from fastopt.optimizers.base import ArrayTree, Optimizer, caution, with_decay
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
 
@@ -248,11 +247,7 @@ def nadam(
     """
     beta1, beta2 = betas
     g = -g if maximize else g
-    decay = 1.0
-    if decoupled_weight_decay:
-        decay = 1 - lr * weight_decay
-    else:
-        g = decayed(p, g, weight_decay)
+    g, decay = with_decay(p, g, lr, weight_decay, decoupled_weight_decay)
     mu, mu_next = (_momentum(beta1, momentum_decay, i) for i in (t, t + 1))
     product = float(mu_product) * mu
     m = beta1 * exp_avg + (1 - beta1) * g

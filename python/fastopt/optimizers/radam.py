@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._tree import Array
-from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
+from fastopt.optimizers.base import ArrayTree, Optimizer, with_decay
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
 
 __all__ = ["RAdam"]
@@ -136,11 +136,7 @@ def radam(
     array([0.5])
     """
     g = -g if maximize else g
-    decay = 1.0
-    if decoupled_weight_decay:
-        decay = 1 - lr * weight_decay
-    else:
-        g = decayed(p, g, weight_decay)
+    g, decay = with_decay(p, g, lr, weight_decay, decoupled_weight_decay)
     beta1, beta2 = betas
     m = beta1 * exp_avg + (1 - beta1) * g
     v = beta2 * exp_avg_sq + (1 - beta2) * g * g

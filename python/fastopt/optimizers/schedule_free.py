@@ -138,6 +138,10 @@ class _ScheduleFree(Optimizer):
         self._training = bool(training)
         self._momenta = [self._momentum_of(group._options) for group in self._groups]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._momenta = state["_momenta"]  # of eval(), and not of now
+
 
 def _weight(
     lr: float, t: int, options: Mapping[str, Any], lr_max: float
@@ -248,14 +252,8 @@ class ScheduleFreeAdamW(_ScheduleFree):
         At least 0.
     weight_decay : float, default 0.0
         At y, at least 0.
-    warmup_steps : float, default 0
-        In so many steps the rate grows linearly to lr.
-    r : float, default 0.0
-        Power of the step in the weights of the average.
-    weight_lr_power : float, default 2.0
-        Power of the largest rate so far in them.
-    maximize : bool, default False
-        Ascend.
+    warmup_steps, r, weight_lr_power, maximize
+        As for `ScheduleFreeSGD`.
 
     Raises
     ------
