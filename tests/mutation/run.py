@@ -49,11 +49,15 @@ PARSERS = {
 }
 
 # The tests of a file, after those of its own name: of the first pattern that is in its path.
-OPTIMIZERS = "optimizers step groups changing_options saving bad_input fuzz fuzz_overlaps process"
+OPTIMIZERS = (
+    "optimizers step sums muon schedule_free groups changing_options saving bad_input fuzz "
+    "fuzz_overlaps process"
+)
 NORMS = "norm layers overlaps bad_input process fuzz_overlaps reparametrization"
 TESTS = {
-    "kernels/(.*rules|update)|core/(step|element)": f"smoke {OPTIMIZERS} averages",
-    "bindings/(plan|arrays)": f"bad_input {OPTIMIZERS} averages norm losses overlaps fuzz_junk",
+    "kernels/(.*rules|update)|core/(step|element|layout)": f"smoke {OPTIMIZERS} averages",
+    "bindings/(optimizer|coefficients|states|tree|arrays)": f"bad_input {OPTIMIZERS} averages norm "
+    "losses overlaps fuzz_junk",
     "softmax|math|losses": "losses process fuzz_overlaps bad_input smoke fuzz_junk",
     "kernels/(tile|lanes|simd)": f"smoke losses {NORMS}",
     "norm|saved|moments|rows|columns|coefficients": f"{NORMS} fuzz_junk",
