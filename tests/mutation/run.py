@@ -272,8 +272,8 @@ def build(mutants: list[Mutant]) -> list[Mutant]:
             sys.exit(made.stdout)
         print(f"{len(stillborn)} mutants do not compile", flush=True)
         mutants = [mutant for mutant in mutants if mutant not in stillborn]
-    (library,) = out.glob("_core*.so")
-    shutil.copy(library, tree / "python/fastopt")
+    for library in out.glob("*.so"):  # and the OpenMP runtime beside it
+        shutil.copy(library, tree / "python/fastopt")
     return mutants
 
 
@@ -365,7 +365,7 @@ def main() -> None:
     trees: queue.Queue[Path] = queue.Queue()
     for job in range(1, options.jobs + 1):
         copy_tree(WORK / str(job))
-        for library in (WORK / "0/python/fastopt").glob("_core*.so"):
+        for library in (WORK / "0/python/fastopt").glob("*.so"):
             shutil.copy(library, WORK / str(job) / "python/fastopt")
         trees.put(WORK / str(job))
 
