@@ -1256,6 +1256,13 @@ def test_a_forged_saved_reads_nothing_else(forward: Any, backward: Any) -> None:
     assert ValueError in seen
 
 
+def test_a_saved_that_claims_another_function_is_an_error() -> None:
+    saved: Any = fastopt.layer_norm(X, 3)[1]
+    make, (state,) = saved.__reduce__()
+    with pytest.raises(ValueError, match=r"batch_norm_backward: saved comes from"):
+        fastopt.batch_norm_backward(X, make(("batch_norm", *state[1:])))
+
+
 def test_without_x_there_is_no_backward() -> None:
     for function, backward in (
         (fastopt.batch_norm, fastopt.batch_norm_backward),

@@ -65,8 +65,8 @@ void set_statistics(Normalization& norm, Saved& saved, index_t n) {
 
 // --- batch normalization ---
 
-BatchNorm batch_norm_of(Arguments& arguments, const Saved& saved) {
-  const index_t axes = arguments.given().ndim(), axis = saved.channel_axis;
+BatchNorm batch_norm_of(Arguments& arguments, const SavedBatch& saved) {
+  const index_t axes = arguments.given().ndim(), axis = saved.axis;
   if (axes < 2) {
     fail<py::value_error>(arguments.where("x"), " has shape ", shape_text(arguments.given()),
                           ", expected at least 2 axes");
@@ -109,7 +109,7 @@ using ResidualRelu = std::pair<py::object, bool>;
 using Limits = std::pair<double, double>;  // r_max, d_max
 
 // Batch normalization, or with its limits batch renormalization: y and Saved.
-py::tuple batch_norm_forward(std::unique_ptr<Saved> saved, py::handle x,
+py::tuple batch_norm_forward(std::unique_ptr<SavedBatch> saved, py::handle x,
                              const RunningStatistics& running, py::handle residual,
                              std::optional<Limits> limits, py::handle out) {
   const CurrentSettings settings;
@@ -164,7 +164,11 @@ py::tuple batch_norm_forward(std::unique_ptr<Saved> saved, py::handle x,
 py::tuple batch_norm_gradient(const char* function, py::handle dy_object, py::handle object,
                               py::handle out) {
   const CurrentSettings settings;
-  Saved& saved = Saved::of(function, object);
+  SavedBatch& saved = saved_from<SavedBatch>(function, object);
+  if (saved.overwritten) {
+    fail<py::value_error>(function, "_backward: x is no more, ", function,
+                          " wrote y over it (out=x)");
+  }
   Arguments arguments = arguments_of(saved, Arguments::any);
   BatchNorm norm = batch_norm_of(arguments, saved);
   const index_t channels = norm.channels;
@@ -204,8 +208,8 @@ py::tuple batch_norm_gradient(const char* function, py::handle dy_object, py::ha
 // --- statistics of samples ---
 
 // y and Saved, with so many statistics.
-template <class N>
-py::tuple forward(Arguments& arguments, N norm, std::unique_ptr<Saved> saved, index_t statistics,
+template <class N, class S>
+py::tuple forward(Arguments& arguments, N norm, std::unique_ptr<S> saved, index_t statistics,
                   py::handle out, void (*run)(const Settings&, const N&, void* y)) {
   const CurrentSettings settings;
   saved->statistics.assign(3 * size_t(statistics), 1.0);
@@ -239,7 +243,7 @@ py::tuple gradient(Arguments& arguments, N norm, Saved& saved, index_t statistic
 }
 
 // gamma and beta are of the shape {groups * channels}.
-GroupNorm group_norm_of(Arguments& arguments, const Saved& saved) {
+GroupNorm group_norm_of(Arguments& arguments, const SavedGroup& saved) {
   const Extents shape = arguments.shape();
   if (shape.size() < 2) {
     fail<py::value_error>(arguments.where("x"), " has shape ", shape_text(arguments.given()),
@@ -259,7 +263,7 @@ GroupNorm group_norm_of(Arguments& arguments, const Saved& saved) {
 }
 
 // Without num_groups, each channel is a group.
-py::tuple group_norm_forward(std::unique_ptr<Saved> saved, py::handle x, py::handle num_groups,
+py::tuple group_norm_forward(std::unique_ptr<SavedGroup> saved, py::handle x, py::handle num_groups,
                              py::handle out) {
   Arguments arguments(saved->function, x, Arguments::c);
   const Extents shape = arguments.shape();
@@ -277,7 +281,7 @@ py::tuple group_norm_forward(std::unique_ptr<Saved> saved, py::handle x, py::han
 
 py::tuple group_norm_gradient(const char* function, py::handle dy, py::handle object,
                               py::handle out) {
-  Saved& saved = Saved::of(function, object);
+  SavedGroup& saved = saved_from<SavedGroup>(function, object);
   Arguments arguments = arguments_of(saved, Arguments::c);
   const GroupNorm norm = group_norm_of(arguments, saved);
   return gradient(arguments, norm, saved, norm.samples * norm.groups, {norm.groups * norm.channels},
@@ -285,7 +289,7 @@ py::tuple group_norm_gradient(const char* function, py::handle dy, py::handle ob
 }
 
 // The axes of x that are normalized, and of which gamma and beta are.
-Extents normalized_shape(const Arguments& arguments, const Saved& saved) {
+Extents normalized_shape(const Arguments& arguments, const SavedLayer& saved) {
   const Extents shape = arguments.shape();
   if (saved.normalized_from < 0 || size_t(saved.normalized_from) > shape.size()) {
     fail<py::value_error>(arguments.function(), ": saved has the axes of another x");
@@ -293,7 +297,7 @@ Extents normalized_shape(const Arguments& arguments, const Saved& saved) {
   return shape.subspan(size_t(saved.normalized_from));
 }
 
-LayerNorm layer_norm_of(Arguments& arguments, const Saved& saved) {
+LayerNorm layer_norm_of(Arguments& arguments, const SavedLayer& saved) {
   const Extents normalized = normalized_shape(arguments, saved);
   auto norm = described<LayerNorm>(arguments, saved, normalized);
   norm.rows = product(arguments.shape().first(size_t(saved.normalized_from)));
@@ -303,7 +307,7 @@ LayerNorm layer_norm_of(Arguments& arguments, const Saved& saved) {
   return norm;
 }
 
-py::tuple layer_norm_forward(std::unique_ptr<Saved> saved, py::handle x,
+py::tuple layer_norm_forward(std::unique_ptr<SavedLayer> saved, py::handle x,
                              const py::tuple& normalized, py::handle out) {
   Arguments arguments(saved->function, x, Arguments::c);
   saved->normalized_from = arguments.given().ndim() - index_t(normalized.size());
@@ -319,7 +323,7 @@ py::tuple layer_norm_forward(std::unique_ptr<Saved> saved, py::handle x,
 
 py::tuple layer_norm_gradient(const char* function, py::handle dy, py::handle object,
                               py::handle out) {
-  Saved& saved = Saved::of(function, object);
+  SavedLayer& saved = saved_from<SavedLayer>(function, object);
   Arguments arguments = arguments_of(saved, Arguments::c);
   const LayerNorm norm = layer_norm_of(arguments, saved);
   return gradient(arguments, norm, saved, norm.rows, shape_of(normalized_shape(arguments, saved)),
@@ -346,8 +350,8 @@ void bind_norm(py::module_& m) {
   m.def("batch_norm",
         [](py::handle x, py::handle axis, const GammaBeta& affine, const RunningStatistics& running,
            bool training, double eps, const ResidualRelu& after, py::handle out) {
-          auto saved = Saved::of_call("batch_norm", affine.first, affine.second, eps);
-          saved->channel_axis = clipped(axis);
+          auto saved = saved_of_call<SavedBatch>("batch_norm", affine.first, affine.second, eps);
+          saved->axis = clipped(axis);
           saved->training = training;
           saved->relu = after.second;
           return batch_norm_forward(std::move(saved), x, running, after.first, {}, out);
@@ -355,27 +359,29 @@ void bind_norm(py::module_& m) {
   m.def("batch_renorm",
         [](py::handle x, py::handle axis, const GammaBeta& affine, const RunningStatistics& running,
            bool training, double eps, const Limits& limits, py::handle out) {
-          auto saved = Saved::of_call("batch_renorm", affine.first, affine.second, eps);
-          saved->channel_axis = clipped(axis);
+          auto saved = saved_of_call<SavedBatch>("batch_renorm", affine.first, affine.second, eps);
+          saved->axis = clipped(axis);
           saved->training = training;
           return batch_norm_forward(std::move(saved), x, running, py::none(), limits, out);
         });
   m.def("layer_norm", [](py::handle x, const py::tuple& normalized, py::handle gamma,
                          py::handle beta, double eps, py::handle out) {
-    return layer_norm_forward(Saved::of_call("layer_norm", gamma, beta, eps), x, normalized, out);
+    return layer_norm_forward(saved_of_call<SavedLayer>("layer_norm", gamma, beta, eps), x,
+                              normalized, out);
   });
   m.def("rms_norm", [](py::handle x, const py::tuple& normalized, py::handle gamma, double eps,
                        py::handle out) {
-    return layer_norm_forward(Saved::of_call("rms_norm", gamma, py::none(), eps), x, normalized,
-                              out);
+    return layer_norm_forward(saved_of_call<SavedLayer>("rms_norm", gamma, py::none(), eps), x,
+                              normalized, out);
   });
   m.def("group_norm", [](py::handle x, py::handle num_groups, py::handle gamma, py::handle beta,
                          double eps, py::handle out) {
-    return group_norm_forward(Saved::of_call("group_norm", gamma, beta, eps), x, num_groups, out);
+    return group_norm_forward(saved_of_call<SavedGroup>("group_norm", gamma, beta, eps), x,
+                              num_groups, out);
   });
   m.def("instance_norm",
         [](py::handle x, py::handle gamma, py::handle beta, double eps, py::handle out) {
-          return group_norm_forward(Saved::of_call("instance_norm", gamma, beta, eps), x,
+          return group_norm_forward(saved_of_call<SavedGroup>("instance_norm", gamma, beta, eps), x,
                                     py::none(), out);
         });
   bind_backward<batch_norm_gradient>(m, "batch_norm");

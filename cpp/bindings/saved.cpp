@@ -25,22 +25,16 @@ Array statistics_of(const Saved& saved) {
   return result;
 }
 
-py::tuple state_of(const Saved& s) {
-  return py::make_tuple(s.function, s.gamma, s.beta, s.eps, s.channel_axis, s.groups,
-                        s.normalized_from, s.training, s.relu, s.residual, s.x, s.overwritten, s.y,
-                        s.statistics, s.corrections);
+template <class... Fields>
+void assign(std::tuple<Fields&...> fields, const py::tuple& state) {
+  fields = state.cast<std::tuple<Fields...>>();
 }
 
-std::unique_ptr<Saved> from_state(const py::tuple& state) {
-  auto saved = std::make_unique<Saved>();
-  size_t next = 0;
-  const auto read = [&](auto&... members) {
-    ((members = state[next++].cast<std::remove_reference_t<decltype(members)>>()), ...);
-  };
-  Saved& s = *saved;
-  read(s.function, s.gamma, s.beta, s.eps, s.channel_axis, s.groups, s.normalized_from, s.training,
-       s.relu, s.residual, s.x, s.overwritten, s.y, s.statistics, s.corrections);
-  s.set_x(s.x);
+template <class S>
+std::unique_ptr<S> from_state(const py::tuple& state) {
+  auto saved = std::make_unique<S>();
+  assign(saved->fields(), state);
+  saved->set_x(saved->x);
   return saved;
 }
 
@@ -50,38 +44,18 @@ void without_new(PyHeapTypeObject* type) {
   type->ht_type.tp_flags |= Py_TPFLAGS_DISALLOW_INSTANTIATION;
 }
 
+template <class S>
+void bind_saved_of(py::module_& m, const char* name) {
+  const std::string make = std::string(name) + "_from_state";
+  m.def(make.c_str(), &from_state<S>);
+  py::class_<S, Saved>(m, name, py::is_final(), py::custom_type_setup(&without_new))
+      .def("__reduce__", [make](S& saved) {
+        const py::object function = py::module_::import("fastopt._core").attr(make.c_str());
+        return py::make_tuple(function, py::make_tuple(py::cast(saved.fields())));
+      });
+}
+
 }  // namespace
-
-std::unique_ptr<Saved> Saved::of_call(const char* function, py::handle gamma, py::handle beta,
-                                      double eps) {
-  auto saved = std::make_unique<Saved>();
-  saved->function = function;
-  saved->gamma = py::reinterpret_borrow<py::object>(gamma);
-  saved->beta = py::reinterpret_borrow<py::object>(beta);
-  saved->eps = eps;
-  return saved;
-}
-
-Saved& Saved::of(const char* function, py::handle object) {
-  if (!py::isinstance<Saved>(object)) {
-    fail<py::type_error>(function, "_backward: saved is of type ", type_name(object),
-                         ", expected what ", function, " returned beside y");
-  }
-  Saved& saved = object.cast<Saved&>();
-  if (saved.function != function) {
-    fail<py::value_error>(function, "_backward: saved comes from ", saved.function, ", use ",
-                          saved.function, "_backward");
-  }
-  if (geometry_of(saved.x) != saved.geometry || dtype_number(saved.x) != saved.type) {
-    fail<py::value_error>(function, "_backward: x was given another shape, dtype or strides after ",
-                          function);
-  }
-  if (saved.overwritten) {
-    fail<py::value_error>(function, "_backward: x is no more, ", function,
-                          " wrote y over it (out=x)");
-  }
-  return saved;
-}
 
 void Saved::set_x(const Array& array) {
   x = array;
@@ -89,26 +63,40 @@ void Saved::set_x(const Array& array) {
   type = dtype_number(x);
 }
 
+void Saved::check_x() const {
+  if (geometry_of(x) != geometry || dtype_number(x) != type) {
+    fail<py::value_error>(function, "_backward: x was given another shape, dtype or strides after ",
+                          function);
+  }
+}
+
+void fail_saved(const char* function, py::handle object) {
+  if (!py::isinstance<Saved>(object)) {
+    fail<py::type_error>(function, "_backward: saved is of type ", type_name(object),
+                         ", expected what ", function, " returned beside y");
+  }
+  const std::string& other = object.cast<Saved&>().function;
+  fail<py::value_error>(function, "_backward: saved comes from ", other, ", use ", other,
+                        "_backward");
+}
+
 void bind_saved(py::module_& m) {
   py::class_<Saved>(m, "Saved",
                     "What a forward call leaves for its backward; the arrays are referred to, not "
                     "copied.",
-                    py::is_final(), py::custom_type_setup(&without_new))
+                    py::custom_type_setup(&without_new))
       .def_readonly("function", &Saved::function)
       .def_readonly("x", &Saved::x)
       .def_property_readonly("statistics", &statistics_of,
                              "Mean and biased variance that were used, float64, of shape "
                              "(2, number of statistics).")
-      .def("__repr__",
-           [](const Saved& saved) {
-             return "Saved(" + saved.function + ", x of shape " + shape_text(saved.x) + ", " +
-                    dtype_text(saved.x) + ")";
-           })
-      .def("__reduce__", [](const Saved& saved) {
-        const py::object make = py::module_::import("fastopt._core").attr("saved_from_state");
-        return py::make_tuple(make, py::make_tuple(state_of(saved)));
+      .def("__repr__", [](const Saved& saved) {
+        return "Saved(" + saved.function + ", x of shape " + shape_text(saved.x) + ", " +
+               dtype_text(saved.x) + ")";
       });
-  m.def("saved_from_state", &from_state);
+  bind_saved_of<SavedBatch>(m, "SavedBatch");
+  bind_saved_of<SavedGroup>(m, "SavedGroup");
+  bind_saved_of<SavedLayer>(m, "SavedLayer");
 }
 
 }  // namespace fastopt
