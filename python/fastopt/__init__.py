@@ -1,7 +1,7 @@
 """Training with NumPy arrays, as fast as the memory allows."""
 
 from fastopt import _openmp as _openmp  # first: it decides how OpenMP is loaded
-from fastopt import curvature, data, gradcheck, init, losses, reference, schedules, tune
+from fastopt import codecs, curvature, data, gradcheck, init, losses, reference, schedules, tune
 from fastopt._config import config_context, get_config, set_config, show_config
 from fastopt.averages import ExponentialMovingAverage, exponential_moving_average
 from fastopt.norm import *
@@ -20,6 +20,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_renorm",
     "batch_renorm_backward",
+    "codecs",
     "config_context",
     "curvature",
     "data",
