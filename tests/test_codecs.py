@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from itertools import permutations
 from typing import Any
 
@@ -13,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastopt._tree import Array
-from fastopt.codecs import _random_bits, decode, encode, from_bfloat16, to_bfloat16
+from fastopt.codecs import (
+    _random_bits,
+    decode,
+    encode,
+    from_bfloat16,
+    from_bitsandbytes,
+    from_torchao,
+    to_bfloat16,
+)
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=30)
 BITS = hnp.arrays(np.uint32, SHAPES)
@@ -280,6 +289,94 @@ def test_the_mean_over_seeds_is_the_number() -> None:
     assert_chance(((rounded.mean(0) - x) / deviation)[(share > 0.02) & (share < 0.98)])
 
 
+# States of other packages
+
+
+@pytest.mark.parametrize(("n", "size"), [(1000, 256), (256, 256), (300, 2048), (5000, 2048)])
+@pytest.mark.parametrize("nested", [True, False])
+def test_from_bitsandbytes(n: int, size: int, nested: bool) -> None:
+    rng = np.random.default_rng(0)
+    expected: dict[str, Array] = {}
+    quantized: dict[str, Any] = {}
+    for i, shape in ((1, (2, n // 2, 2)), (2, (n // 2, 2))):  # of AdEMAMix, whose first are two
+        codes = rng.integers(0, 256, shape).astype(np.uint8)
+        qmap = rng.random(256, np.float32)
+        scales = rng.random((*shape[:-2], -(-n // size)), np.float32)
+        wide = np.repeat(scales, size, axis=-1)[..., :n]
+        expected[f"state{i}"] = qmap[codes] * wide.reshape(shape)
+        quantized |= {f"state{i}": codes, f"qmap{i}": qmap, f"absmax{i}": scales}
+    state = {"step": 3, "__bnb_optimizer_quant_state__": quantized} if nested else quantized
+    found = from_bitsandbytes(state)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], strict=True)
+
+
+def saved(optimizer: Any) -> Any:
+    """The states of the optimizer's parameters, from a file."""
+    import torch
+
+    file = BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    return torch.load(file)["state"]
+
+
+def trained(cls: Any) -> tuple[Any, list[Array]]:
+    """An optimizer after a step on parameters that it codes and on such that it does not."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    grads = [rng.standard_normal(shape).astype(np.float32) for shape in ((96, 64), (100, 50), (7,))]
+    params = [torch.nn.Parameter(torch.zeros(grad.shape)) for grad in grads]
+    optimizer = cls(params)
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = torch.tensor(grad)
+    with torch.compiler.set_stance("force_eager"):
+        optimizer.step()
+    return optimizer, grads
+
+
+@pytest.mark.torch
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["AdamW8bit", "AdEMAMix8bit", "Lion8bit", "AdamW"])
+def test_from_a_file_of_bitsandbytes(name: str) -> None:
+    import bitsandbytes
+
+    optimizer, grads = trained(getattr(bitsandbytes.optim, name))
+    for states in (saved(optimizer), list(optimizer.state.values())):
+        for i, grad in enumerate(grads):
+            found = from_bitsandbytes(states[i])
+            first = (0.01 if name == "Lion8bit" else 0.1) * grad
+            if name == "AdEMAMix8bit":
+                first = np.stack([first, 1e-4 * grad])
+            np.testing.assert_allclose(found["state1"], first, rtol=0.04, atol=0.01 * first.max())
+            assert ("state2" in found) == (name != "Lion8bit")
+            if "state2" in found:
+                tiny = 1e-6 * (grad**2).max()
+                np.testing.assert_allclose(found["state2"], 1e-3 * grad**2, rtol=0.04, atol=tiny)
+
+
+@pytest.mark.torch
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("name", "error"), [("AdamW8bit", 0.04), ("AdamW4bit", 0.3), ("AdamWFp8", 0.07)]
+)
+def test_from_a_file_of_torchao(name: str, error: float) -> None:
+    import torchao
+
+    optimizer, grads = trained(getattr(torchao.optim, name))
+    states = saved(optimizer)
+    for i, grad in enumerate(grads):
+        found = from_torchao(states[i])
+        expected = {"exp_avg": 0.1 * grad, "exp_avg_sq": 1e-3 * grad**2}
+        assert found.keys() == expected.keys()
+        for state, first in expected.items():
+            assert found[state].dtype == np.float32
+            tiny = error / 3 * abs(first).max()
+            np.testing.assert_allclose(found[state], first, rtol=error, atol=tiny)
+
+
 # Arguments
 
 
@@ -314,6 +411,19 @@ def test_the_mean_over_seeds_is_the_number() -> None:
             ValueError,
             r"key\[2\] is -1, expected an integer from 0",
         ),
+        (
+            lambda: from_bitsandbytes(ONES),
+            TypeError,
+            "state is of type ndarray, expected a mapping",
+        ),
+        (lambda: from_bitsandbytes({"0": {}}), ValueError, "state has no 'state1'"),
+        (lambda: from_bitsandbytes({"state1": CODES}), ValueError, "state has no 'qmap1'"),
+        (
+            lambda: from_bitsandbytes({"state1": CODES, "qmap1": ONES, "absmax1": ONES}),
+            ValueError,
+            "there are 300 scales of 300 codes",
+        ),
+        (lambda: from_torchao({}), ValueError, "state has no 'exp_avg'"),
         (lambda: from_bfloat16(ONES), TypeError, "bits is float32, expected uint16"),
     ],
 )

@@ -55,7 +55,7 @@ in blocks of 256 elements, the last of which may be short::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -64,7 +64,14 @@ from numpy.typing import NDArray
 from fastopt._checks import choice, integer, shown, switch
 from fastopt._tree import Array
 
-__all__ = ["decode", "encode", "from_bfloat16", "to_bfloat16"]
+__all__ = [
+    "decode",
+    "encode",
+    "from_bfloat16",
+    "from_bitsandbytes",
+    "from_torchao",
+    "to_bfloat16",
+]
 
 Float32: TypeAlias = NDArray[np.float32]
 
@@ -271,6 +278,100 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> Float32:
     wide = _checked("from_bfloat16: bits", bits, np.uint16).astype(np.uint32, subok=False)
     wide <<= 16
     return wide.view(np.float32)
+
+
+def from_bitsandbytes(state: Mapping[str, Any]) -> dict[str, Float32]:
+    """
+    Return the states that an optimizer of bitsandbytes keeps of one parameter, as float32.
+
+    Parameters
+    ----------
+    state : mapping
+        An entry of that optimizer's ``state``, or of ``state_dict()["state"]``, also after a file:
+        tensors on the CPU, or arrays.
+
+    Returns
+    -------
+    dict of str to array
+        ``"state1"``, and ``"state2"`` where there are two: for Adam the averages of the gradients
+        and of their squares, for AdEMAMix's ``"state1"`` both averages of the gradients.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``state`` is something else.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.codecs import from_bitsandbytes
+    >>> codes, qmap = np.array([3, 0, 255], np.uint8), np.linspace(0, 1, 256, dtype=np.float32)
+    >>> scales = np.array([0.5], np.float32)
+    >>> from_bitsandbytes({"step": 9, "state1": codes, "qmap1": qmap, "absmax1": scales})
+    {'state1': array([0.00588235, 0.        , 0.5       ], dtype=float32)}
+    """
+    caller = "from_bitsandbytes"
+    nested = _checked_state(caller, state).get("__bnb_optimizer_quant_state__", {})
+    entries = _checked_state(caller, {**state, **nested}, "state1")
+    states = {}
+    for i in (1, 2):
+        if f"state{i}" in entries:
+            array = np.asarray(entries[f"state{i}"])
+            if array.dtype == np.uint8:
+                _checked_state(caller, entries, f"qmap{i}", f"absmax{i}")
+                qmap, scales = np.asarray(entries[f"qmap{i}"]), np.asarray(entries[f"absmax{i}"])
+                array = _mapped(array, qmap, scales)
+            states[f"state{i}"] = array
+    return states
+
+
+def _mapped(codes: Array, qmap: Array, scales: Array) -> Array:
+    """Return what the codes stand for; scales of more than one axis are of codes stacked alike."""
+    rows = codes.reshape(*scales.shape[:-1], -1)
+    n, blocks = rows.shape[-1], scales.shape[-1]
+    size = next((size for size in (256, 2048) if -(-n // size) == blocks), None)  # 2048 till 0.43
+    if size is None:
+        raise ValueError(f"from_bitsandbytes: there are {blocks} scales of {n} codes")
+    values: Array = qmap[rows] * np.repeat(scales, size, axis=-1)[..., :n]
+    return values.reshape(codes.shape)
+
+
+def from_torchao(state: Mapping[str, Any]) -> dict[str, Float32]:
+    """
+    Return the states that an optimizer of torchao keeps of one parameter, as float32.
+
+    Parameters
+    ----------
+    state : mapping
+        An entry of that optimizer's ``state``, or of ``state_dict()["state"]``, also after a file:
+        tensors on the CPU.
+
+    Returns
+    -------
+    dict of str to array
+        All but ``"step"``: ``"exp_avg"`` and ``"exp_avg_sq"``. They may have been of 8 bits, of 4,
+        float8, or, as those of small parameters, not coded at all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``state`` is something else.
+    """
+    states = {}
+    for name, tensor in _checked_state("from_torchao", state, "exp_avg").items():
+        if name != "step":
+            plain = tensor.dequantize() if hasattr(tensor, "codes") else tensor
+            states[name] = plain.float().numpy()
+    return states
+
+
+def _checked_state(caller: str, state: Any, *names: str) -> Mapping[str, Any]:
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{caller}: state is of type {type(state).__name__}, expected a mapping")
+    for name in names:
+        if name not in state:
+            raise ValueError(f"{caller}: state has no {name!r}: is it that of one parameter?")
+    return state
 
 
 def _checked_key(key: Any) -> list[int]:
