@@ -1,8 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*/*) \
-	$(sort $(dir $(wildcard python/fastopt/*.py python/fastopt/*/*.py)))
+SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*/*) build/modules
+MODULES = $(sort $(wildcard python/fastopt/*.py python/fastopt/*/*.py))
 
 .DELETE_ON_ERROR:
 .PHONY: test test-torch test-oracles test-isas test-qemu test-aarch64 test-exhaustive test-fuzz \
@@ -12,12 +12,20 @@ SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*/*) \
 # installed beside it, so that a rebuild compiles only what changed. SETTINGS are more options of
 # the build.
 $(VENV)/.installed: $(SOURCES)
+	@echo 'Setting up $(VENV): first the tools, then what the tests and examples need, and the C++' \
+		'for every instruction set is compiled. The first time takes some minutes.'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet scikit-build-core pybind11 cmake ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,lint]' \
 		--config-settings=cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON $(SETTINGS)
 	touch $@
+
+# The names of the modules, written when they change.
+build/modules: FORCE
+	@mkdir -p $(@D)
+	@echo $(MODULES) | cmp --silent - $@ || echo $(MODULES) > $@
+FORCE:
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m 'not torch'

@@ -238,8 +238,10 @@ def main() -> None:
     cases = dict.fromkeys([(name, batch_norm) for name in SETTINGS])
     cases.update(dict.fromkeys((name, False) for name in COMPARED))
     runs = {}
-    # The matrices are small: a second thread of BLAS would only wait.
-    with threadpool_limits(1), tqdm(total=len(cases) * arguments.epochs, unit="epoch") as bar:
+    total = len(cases) * arguments.epochs
+    print(f"{len(cases)} trainings of at most {arguments.epochs} epochs")
+    # The matrices are small: a second thread of BLAS would only wait. A log gets no bar.
+    with threadpool_limits(1), tqdm(total=total, unit="epoch", disable=None) as bar:
         for name, normed in cases:
             bar.set_description(f"{name}, {'with' if normed else 'without'} batch norm")
             runs[name, normed] = train(name, normed, arguments.epochs, splits, bar)

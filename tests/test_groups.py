@@ -6,6 +6,7 @@ import copy
 import gc
 import inspect
 import pickle
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -155,6 +156,26 @@ def test_unknown_attributes(cls: Any, name: str, value: Any, message: str, bound
     with pytest.raises(AttributeError, match=message):
         setattr(opt, name, value)
     assert snapshot(opt) == before
+
+
+@pytest.mark.parametrize("cls", Optimizer.registry.values())
+def test_a_misspelt_option(cls: Any) -> None:
+    message = f"{cls.__name__}: unknown hyper-parameter 'maximise'; did you mean 'maximize'?"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        cls(np.ones((2, 2)), maximise=True)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cls([{"params": np.ones((2, 2)), "maximise": True}])
+
+
+def test_an_option_of_a_derived_class() -> None:
+    class Named(SGD):
+        def __init__(self, params: Any, **options: Any) -> None:
+            self._name = options.pop("name")
+            super().__init__(params, **options)
+
+    assert Named(np.ones(2), name="w", lr=0.5).lr == 0.5
+    with pytest.raises(TypeError, match="momentun"):
+        Named(np.ones(2), name="w", momentun=0.5)
 
 
 def test_unknown_attributes_of_a_group() -> None:

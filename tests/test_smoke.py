@@ -56,7 +56,8 @@ def test_every_optimizer_has_the_bits_of_its_reference() -> None:
                     assert adds_up or p.tobytes() == q.tobytes(), (name, dtype, isa, p.size)
 
 
-def test_a_star_imports_every_optimizer() -> None:
+def test_every_public_name_is_exported() -> None:
+    assert sorted(fastopt.__all__) == [name for name in dir(fastopt) if not name.startswith("_")]
     assert {"Optimizer", *Optimizer.registry} <= set(fastopt.__all__)
 
 

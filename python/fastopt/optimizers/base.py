@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias, TypeGuard, get_type_hints
+from typing import Any, ClassVar, TypeAlias, TypeGuard, TypeVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ ArrayTree: TypeAlias = Array | Mapping[Any, "ArrayTree"] | Sequence["ArrayTree"]
 Gradient: TypeAlias = Array | np.floating[Any] | None
 GradientTree: TypeAlias = Gradient | Mapping[Any, "GradientTree"] | Sequence["GradientTree"]
 """The same tree of gradients, with None for what has none."""
+
+AnyOptimizer = TypeVar("AnyOptimizer", bound="Optimizer")
 
 _RULES = _core.rules()
 
@@ -113,6 +116,15 @@ class Optimizer:
                 Optimizer.registry[cls.__name__] = cls
         else:
             cls.ranges = {**cls.ranges, **declared}
+
+    def __new__(cls: type[AnyOptimizer], *args: Any, **options: Any) -> AnyOptimizer:
+        """Say what a misspelt option may have meant, as Python does from 3.13 on."""
+        known = inspect.signature(cls.__init__).parameters
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in known.values()):
+            for name in options.keys() - known.keys():
+                meant = did_you_mean(name, known)
+                raise TypeError(f"{cls.__name__}: unknown hyper-parameter {name!r}{meant}")
+        return super().__new__(cls)
 
     def __init__(self, params: ArrayTree | None, options: Mapping[str, Any]) -> None:
         """Bind the parameters, if there are any; `options` are the locals of ``__init__``."""
