@@ -51,7 +51,7 @@ class AdaBelief(Optimizer):
     References
     ----------
     Zhuang et al., AdaBelief optimizer: adapting stepsizes by the belief in observed gradients,
-    2020.
+    2020, arXiv:2010.07468.
 
     Examples
     --------

@@ -47,7 +47,7 @@ class Adadelta(Optimizer):
 
     References
     ----------
-    Zeiler, ADADELTA: an adaptive learning rate method, 2012.
+    Zeiler, ADADELTA: an adaptive learning rate method, 2012, arXiv:1212.5701.
 
     Examples
     --------

@@ -41,6 +41,7 @@ class Adam(Optimizer):
     weight_decay : float, default 0.0
         L2 regularization, at least 0.
     amsgrad : bool, default False
+        Divide by the largest v so far: the rate of an element cannot rise again.
     maximize : bool, default False
         Ascend.
     decoupled_weight_decay : bool, default False
@@ -53,8 +54,8 @@ class Adam(Optimizer):
 
     References
     ----------
-    Kingma, Ba, Adam: a method for stochastic optimization, 2015; amsgrad: Reddi, Kale, Kumar, On
-    the convergence of Adam and beyond, 2018.
+    Kingma, Ba, Adam: a method for stochastic optimization, 2015, arXiv:1412.6980; amsgrad: Reddi,
+    Kale, Kumar, On the convergence of Adam and beyond, 2018, arXiv:1904.09237.
 
     Examples
     --------
@@ -123,8 +124,9 @@ class AdamW(Adam):
 
     References
     ----------
-    Loshchilov, Hutter, Decoupled weight decay regularization, 2019; cautious: Liang et al.,
-    Cautious optimizers: improving training with one line of code, 2024.
+    Loshchilov, Hutter, Decoupled weight decay regularization, 2019, arXiv:1711.05101; cautious:
+    Liang et al., Cautious optimizers: improving training with one line of code, 2024,
+    arXiv:2411.16085.
 
     Examples
     --------

@@ -46,7 +46,7 @@ class Adamax(Optimizer):
 
     References
     ----------
-    Kingma, Ba, Adam: a method for stochastic optimization, 2015, section 7.1.
+    Kingma, Ba, Adam: a method for stochastic optimization, 2015, arXiv:1412.6980, section 7.1.
 
     Examples
     --------

@@ -55,7 +55,7 @@ class Adan(Optimizer):
     References
     ----------
     Xie, Zhou, Li, Lin, Yan, Adan: adaptive Nesterov momentum algorithm for faster optimizing deep
-    models, 2022.
+    models, 2022, arXiv:2208.06677.
 
     Examples
     --------

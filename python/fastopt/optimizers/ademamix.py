@@ -57,7 +57,8 @@ class AdEMAMix(Optimizer):
 
     References
     ----------
-    Pagliardini, Ablin, Grangier, The AdEMAMix optimizer: better, faster, older, 2024.
+    Pagliardini, Ablin, Grangier, The AdEMAMix optimizer: better, faster, older, 2024,
+    arXiv:2409.03137.
 
     Examples
     --------

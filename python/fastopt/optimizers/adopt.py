@@ -55,7 +55,8 @@ class ADOPT(Optimizer):
 
     References
     ----------
-    Taniguchi et al., ADOPT: modified Adam can converge with any beta2 with the optimal rate, 2024.
+    Taniguchi et al., ADOPT: modified Adam can converge with any beta2 with the optimal rate, 2024,
+    arXiv:2411.02853.
 
     Examples
     --------

@@ -37,6 +37,7 @@ class LARS(Optimizer):
     momentum : float, default 0.0
         At least 0.
     dampening : float, default 0.0
+        The share of each gradient that does not enter the velocity.
     weight_decay : float, default 0.0
         At least 0.
     nesterov : bool, default False
@@ -59,7 +60,7 @@ class LARS(Optimizer):
 
     References
     ----------
-    You, Gitman, Ginsburg, Large batch training of convolutional networks, 2017.
+    You, Gitman, Ginsburg, Large batch training of convolutional networks, 2017, arXiv:1708.03888.
 
     Examples
     --------
@@ -148,7 +149,8 @@ class LAMB(Optimizer):
 
     References
     ----------
-    You et al., Large batch optimization for deep learning: training BERT in 76 minutes, 2020.
+    You et al., Large batch optimization for deep learning: training BERT in 76 minutes, 2020,
+    arXiv:1904.00962.
 
     Examples
     --------

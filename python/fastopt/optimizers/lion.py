@@ -49,7 +49,7 @@ class Lion(Optimizer):
 
     References
     ----------
-    Chen et al., Symbolic discovery of optimization algorithms, 2023.
+    Chen et al., Symbolic discovery of optimization algorithms, 2023, arXiv:2302.06675.
 
     Examples
     --------
@@ -113,7 +113,7 @@ class SignSGD(Optimizer):
     References
     ----------
     Bernstein, Wang, Azizzadenesheli, Anandkumar, signSGD: compressed optimisation for non-convex
-    problems, 2018.
+    problems, 2018, arXiv:1802.04434.
 
     Examples
     --------

@@ -76,7 +76,8 @@ class Muon(Optimizer):
     References
     ----------
     Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; Liu et al., Muon
-    is scalable for LLM training, 2025. torch's Muon computes the iteration in bfloat16.
+    is scalable for LLM training, 2025, arXiv:2502.16982. torch's Muon computes the iteration in
+    bfloat16.
 
     Examples
     --------

@@ -141,7 +141,7 @@ class NAdamW(Optimizer):
     References
     ----------
     Dozat, Incorporating Nesterov momentum into Adam, 2016; Choi et al., On empirical comparisons of
-    optimizers for deep learning, 2019, table 1.
+    optimizers for deep learning, 2019, arXiv:1910.05446, table 1.
 
     Examples
     --------

@@ -56,7 +56,7 @@ class RAdam(Optimizer):
 
     References
     ----------
-    Liu et al., On the variance of the adaptive learning rate and beyond, 2020.
+    Liu et al., On the variance of the adaptive learning rate and beyond, 2020, arXiv:1908.03265.
 
     Examples
     --------

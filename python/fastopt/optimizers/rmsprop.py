@@ -49,6 +49,7 @@ class RMSprop(Optimizer):
     momentum : float, default 0.0
         At least 0.
     centered : bool, default False
+        Divide by the gradients' variance in place of their square: longer steps where they agree.
     maximize : bool, default False
         Ascend.
 
@@ -60,7 +61,7 @@ class RMSprop(Optimizer):
     References
     ----------
     Tieleman, Hinton, Lecture 6.5, Neural networks for machine learning, 2012; centered: Graves,
-    Generating sequences with recurrent neural networks, 2013.
+    Generating sequences with recurrent neural networks, 2013, arXiv:1308.0850.
 
     Examples
     --------

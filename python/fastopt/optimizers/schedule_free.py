@@ -195,7 +195,7 @@ class ScheduleFreeSGD(_ScheduleFree):
 
     References
     ----------
-    Defazio et al., The road less scheduled, 2024.
+    Defazio et al., The road less scheduled, 2024, arXiv:2405.15682.
 
     Examples
     --------
@@ -262,7 +262,7 @@ class ScheduleFreeAdamW(_ScheduleFree):
 
     References
     ----------
-    Defazio et al., The road less scheduled, 2024.
+    Defazio et al., The road less scheduled, 2024, arXiv:2405.15682.
 
     Examples
     --------

@@ -50,6 +50,7 @@ class SGD(Optimizer):
     momentum : float, default 0.0
         At least 0.
     dampening : float, default 0.0
+        The share of each gradient that does not enter the velocity.
     weight_decay : float, default 0.0
         At least 0.
     nesterov : bool, default False

@@ -50,7 +50,8 @@ class StableAdamW(Optimizer):
 
     References
     ----------
-    Wortsman et al., Stable and low-precision training for large-scale vision-language models, 2023.
+    Wortsman et al., Stable and low-precision training for large-scale vision-language models, 2023,
+    arXiv:2304.13013.
 
     Examples
     --------
