@@ -1,6 +1,7 @@
 """Sphinx configuration: `make docs`."""
 
 import re
+from typing import Any
 
 from docutils import nodes
 from docutils.utils.math import MathError
@@ -27,6 +28,8 @@ html_math_renderer = "mathml"
 add_function_parentheses = False
 html_title = f"fastopt {version}"
 exclude_patterns = ["_build"]
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 default_role = "py:obj"  # `SGD` in a docstring is a link
 autodoc_typehints = "none"  # the docstrings say it
@@ -51,14 +54,15 @@ def _row(cls: type[fastopt.Optimizer]) -> str:
     rule = cls()._rule(cls().defaults)
     states, _, adds_up = fastopt._core.rules()[rule]
     moved = _MOVED.get(name, "" if adds_up else str(4 * (3 + 2 * len(states))))
-    shown = " ".join(f"`{state}`" for state in states)
+    shown = ", ".join(f"`{state}`" for state in states)
     link = f"{{py:obj}}`{name} <fastopt.{name}>`"
-    return f"| {link} | {summary} | {shown} | {4 * len(states)} | {moved} |"
+    about = f"{link}<br>{summary}" + (f" Keeps {shown}." if states else "")
+    return f"| {about} | {4 * len(states)} | {moved} |"
 
 
 # A new optimizer is on its page without a word here.
 _optimizers = fastopt.Optimizer.registry
-_header = ["| | | states | kept | moved |", "|---|---|---|---|---|"]
+_header = ["| | kept | moved |", "|---|---|---|"]
 myst_substitutions = {
     "optimizer_table": "\n".join([*_header, *map(_row, _optimizers.values())]),
     "optimizer_classes": "\n\n".join(
@@ -88,5 +92,13 @@ def _mathml(translator: HTML5Translator, node: nodes.math | nodes.math_block) ->
     raise nodes.SkipNode
 
 
+def _link_papers(app: Sphinx, what: str, name: str, obj: object, *rest: Any) -> None:
+    """``arXiv:1412.6980`` in a docstring is a link."""
+    lines = rest[-1]
+    for i, line in enumerate(lines):
+        lines[i] = re.sub(r"arXiv:(\d+\.\d+)", r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", line)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", _link_papers)
     app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))

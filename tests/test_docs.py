@@ -16,22 +16,41 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.M | re.S)
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text())]
+BESIDE = re.compile(r"^import (jax|torch)$", re.M)  # what `make test-torch` installs
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
-def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks share their page's names; a text block right after one is its output."""
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
+
+
+def run(page: Path, beside: bool) -> None:
+    """Blocks share their page's names; a text block right after one is its output."""
     text = page.read_text()
     names: dict[str, Any] = {"__name__": page.stem}
     for block in BLOCK.finditer(text):
+        if BESIDE.search(block[1]) and not beside:
+            continue
         line = text.count("\n", 0, block.start(1))
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile("\n" * line + block[1], str(page), "exec"), names)
         if block[2] is not None:
             assert printed.getvalue() == block[2], f"{page.name}, line {line + 1}"
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
+def test_code_runs(page: Path) -> None:
+    run(page, beside=False)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "page", [page for page in WITH_CODE if BESIDE.search(page.read_text())], ids=lambda p: p.name
+)
+def test_code_beside_other_libraries_runs(page: Path) -> None:
+    run(page, beside=True)
 
 
 def test_pages_with_code_are_found() -> None:
