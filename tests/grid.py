@@ -52,7 +52,7 @@ class Case:
 def defaults(cls: type[Optimizer]) -> dict[str, Any]:
     """The options of an optimizer, from its signature."""
     parameters = inspect.signature(cls).parameters
-    return {name: p.default for name, p in parameters.items() if name != "params"}
+    return {name: p.default for name, p in parameters.items() if name not in ("params", "storage")}
 
 
 def cases(cls: type[Optimizer]) -> list[Case]:

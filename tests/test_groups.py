@@ -112,10 +112,10 @@ def test_options_are_set_for_all_arrays_or_none(monkeypatch: pytest.MonkeyPatch)
         group.update(lr=0.5, momentum=0.9)
     before = snapshot(opt)
 
-    def out_of_memory(bound: object, indices: object, value: float, number: int) -> None:
+    def out_of_memory(models: object, dtype: str, value: float, number: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(_core.BoundOptimizer, "new_states", out_of_memory)
+    monkeypatch.setattr(_core, "new_states", out_of_memory)
     with pytest.raises(MemoryError):
         opt.load_state_dict(saved.state_dict())
     assert snapshot(opt) == before

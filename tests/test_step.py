@@ -646,10 +646,10 @@ def test_options_stay_when_memory_for_the_states_runs_out(monkeypatch: pytest.Mo
     w, g = np.ones(3), np.full(3, 0.5)
     opt = fastopt.SGD(w, lr=0.25)
 
-    def out_of_memory(bound: object, indices: object, value: float, number: int) -> None:
+    def out_of_memory(models: object, dtype: str, value: float, number: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(_core.BoundOptimizer, "new_states", out_of_memory)
+    monkeypatch.setattr(_core, "new_states", out_of_memory)
     with pytest.raises(MemoryError):
         opt.param_groups[0]["momentum"] = 0.9
     assert opt.param_groups[0]["momentum"] == 0.0

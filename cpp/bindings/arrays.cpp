@@ -11,8 +11,47 @@
 namespace fastopt {
 namespace {
 
+constexpr int float16_number = 23;  // NPY_HALF
+
+// What codes are for NumPy: bfloat16 is not one of its own.
 py::dtype dtype_object(Dtype dtype) {
-  return dtype == Dtype::float32 ? py::dtype::of<float>() : py::dtype::of<double>();
+  switch (dtype) {
+    case Dtype::float32:
+      return py::dtype::of<float>();
+    case Dtype::float64:
+      return py::dtype::of<double>();
+    case Dtype::bfloat16:
+      return py::dtype::of<std::uint16_t>();
+    case Dtype::float16:
+      return py::dtype(float16_number);
+    default:
+      return py::dtype::of<std::uint8_t>();
+  }
+}
+
+// Not imported for that: who has such an array has done it.
+bool is_bfloat16(const py::dtype& dtype) {
+  if (dtype.kind() != 'V' || dtype.itemsize() != 2) return false;
+  const py::object modules = py::module_::import("sys").attr("modules");
+  const py::object ml_dtypes = modules.attr("get")("ml_dtypes");
+  return !ml_dtypes.is_none() && dtype.attr("type").is(ml_dtypes.attr("bfloat16"));
+}
+
+bool is_native(const Array& array) {
+  return array.dtype().attr("isnative").cast<bool>();
+}
+
+bool computes(const Array& array) {
+  const int number = array.dtype().num();
+  return is_native(array) &&
+         (number == py::dtype::of<float>().num() || number == py::dtype::of<double>().num());
+}
+
+Array aligned(const Array& array, const std::string& where) {
+  if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
+    fail<py::value_error>(where, " is not aligned to its element size");
+  }
+  return array;
 }
 
 bool same_elements(const Array& a, const Array& b) {
@@ -66,17 +105,35 @@ Array as_ndarray(py::handle object, const std::string& where) {
 
 Array as_array(py::handle object, const std::string& where) {
   if (is_plain(object)) return py::reinterpret_borrow<Array>(object);
-  Array array = as_ndarray(object, where);
-  const bool native = array.dtype().attr("isnative").cast<bool>();
-  if (!native || !(array.dtype().num() == py::dtype::of<float>().num() ||
-                   array.dtype().num() == py::dtype::of<double>().num())) {
+  const Array array = as_ndarray(object, where);
+  if (!computes(array)) {
     fail<py::type_error>(where, " has dtype ", text(array.dtype().attr("str")), " (",
                          dtype_text(array), "), expected native float32 or float64");
   }
-  if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
-    fail<py::value_error>(where, " is not aligned to its element size");
+  return aligned(array, where);
+}
+
+Array as_stored_array(py::handle object, const std::string& where) {
+  if (is_plain(object)) return py::reinterpret_borrow<Array>(object);
+  const Array array = as_ndarray(object, where);
+  const bool is_float16 = array.dtype().num() == float16_number && is_native(array);
+  if (!is_float16 && !computes(array) && !is_bfloat16(array.dtype())) {
+    fail<py::type_error>(where, " has dtype ", text(array.dtype().attr("str")), " (",
+                         dtype_text(array),
+                         "), expected native float32, float64, float16 or ml_dtypes.bfloat16");
   }
-  return array;
+  return aligned(array, where);
+}
+
+const char* dtype_name(Dtype dtype) {
+  constexpr const char* names[dtype_count] = {"float32", "float64", "bfloat16",
+                                              "float16", "uint8",   "uint8"};
+  return names[size_t(dtype)];
+}
+
+Dtype dtype_of_coded(const Array& array) {
+  if (array.itemsize() == 1) return Dtype::unsigned_8bit;
+  return array.dtype().kind() == 'f' ? Dtype::float16 : Dtype::bfloat16;
 }
 
 Array in_c_order(const Array& array) {
@@ -187,8 +244,8 @@ Shape dense_strides(const Array& array) {
   return strides;
 }
 
-void check_like(const Array& array, const View& model, const std::string& where,
-                const char* relation) {
+void check_shape(const Array& array, const View& model, const std::string& where,
+                 const char* relation) {
   if (array.ndim() != model.ndim ||
       !std::equal(model.shape, model.shape + model.ndim, array.shape())) {
     const py::tuple expected(model.ndim);
@@ -196,9 +253,14 @@ void check_like(const Array& array, const View& model, const std::string& where,
     fail<py::value_error>(where, " has shape ", shape_text(array), ", ", relation, " ",
                           text(expected));
   }
+}
+
+void check_like(const Array& array, const View& model, const std::string& where,
+                const char* relation) {
+  check_shape(array, model, where, relation);
   if (dtype_of(array) != model.dtype) {
     fail<py::type_error>(where, " has dtype ", dtype_text(array), ", ", relation, " ",
-                         model.dtype == Dtype::float32 ? "float32" : "float64");
+                         dtype_name(model.dtype));
   }
 }
 

@@ -92,6 +92,9 @@ Array as_ndarray(py::handle object, const std::string& where);
 // An array of native float32 or float64 whose elements are aligned.
 Array as_array(py::handle object, const std::string& where);
 
+// The same, or of float16 or ml_dtypes.bfloat16.
+Array as_stored_array(py::handle object, const std::string& where);
+
 inline bool is_c_ordered(const Array& array) {
   return array.flags() & Array::c_style;
 }
@@ -111,8 +114,19 @@ bool has_nonzero(const Array& array);
 // The element of this index in C order.
 std::string element_text(const Array& array, index_t index);
 
+const char* dtype_name(Dtype dtype);
+
+// Where it is not plain: of two bytes it is bfloat16 but for float16, and of one it has no sign.
+Dtype dtype_of_coded(const Array& array);
 inline Dtype dtype_of(const Array& array) {
-  return array.itemsize() == 4 ? Dtype::float32 : Dtype::float64;
+  switch (array.itemsize()) {
+    case 4:
+      return Dtype::float32;
+    case 8:
+      return Dtype::float64;
+    default:
+      return dtype_of_coded(array);
+  }
 }
 
 // Valid as long as the array is there and has its shape.
@@ -139,6 +153,8 @@ Array shared_memory(size_t bytes);
 // The strides of new memory in an array's own order, as numpy.empty_like has them.
 Shape dense_strides(const Array& array);
 
+void check_shape(const Array& array, const View& model, const std::string& where,
+                 const char* relation);
 void check_like(const Array& array, const View& model, const std::string& where,
                 const char* relation);
 inline void check_like(const Array& array, const Array& model, const std::string& where,

@@ -15,6 +15,18 @@ std::vector<std::string> words(const char* text) {
 
 }  // namespace
 
+std::vector<StateName> states_of(const Rule& rule) {
+  std::vector<StateName> states;
+  for (std::string& word : words(rule.state)) {
+    const char mark = word.back();
+    if (mark == '+' || mark == '!') word.pop_back();
+    states.push_back({std::move(word), mark == '+'   ? Coding::without_sign
+                                       : mark == '!' ? Coding::none
+                                                     : Coding::with_sign});
+  }
+  return states;
+}
+
 Numbers::Numbers(const py::dict& arrays) : owner(arrays) {
   if (arrays.size() > most) fail<std::length_error>("more numbers than there is room for");
   for (const auto& [name, array] : arrays) {
@@ -37,10 +49,10 @@ const RuleNames& Rules::find(const std::string& caller, const std::string& name)
       PyObject* text = PyUnicode_InternFromString(word.c_str());
       rule.coefficients.push_back(py::reinterpret_steal<py::str>(text));
     }
-    rule.state_count = words(entry.state).size();
+    rule.states = states_of(entry);
     rule.prepares = entry.prepare != nullptr;
     if (rule.coefficients.size() > size_t(most_coefficients) ||
-        2 + rule.state_count + rule.prepares > size_t(most_streams)) {
+        3 + rule.states.size() + rule.prepares > size_t(most_streams)) {
       fail<std::length_error>(name, " has more coefficients or states than there is room for");
     }
   }

@@ -11,11 +11,21 @@
 
 namespace fastopt {
 
+// How a state may be stored: with a sign, without, or as it computes.
+enum class Coding { with_sign, without_sign, none };
+
+struct StateName {
+  std::string name;
+  Coding coding;
+};
+
+std::vector<StateName> states_of(const Rule& rule);
+
 // A rule of the kernel table, in each dtype.
 struct RuleNames {
   std::vector<py::str> coefficients;
   size_t grad_scale = 0;  // the coefficient that the loss scale and clipping change
-  size_t state_count = 0;
+  std::vector<StateName> states;
   bool prepares = false;  // a stream beside the states
   size_t row[2] = {};     // of the table, by Dtype
 };

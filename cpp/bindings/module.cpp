@@ -30,15 +30,19 @@ std::vector<std::string> isa_names(bool supported_only) {
   return names;
 }
 
-// {rule: (state names, coefficient names, whether it adds up)}
+// {rule: ({state name: coding}, coefficient names, whether it adds up)}
 py::dict rules() {
+  constexpr const char* codings[] = {"signed", "unsigned", "none"};
   py::dict result;
   const Table& table = *built_tables().front();
   for (int row = 0; row < table.rule_count; ++row) {
     const Rule& rule = table.rules[row];
+    py::dict states;
+    for (const auto& [name, coding] : states_of(rule)) {
+      states[name.c_str()] = codings[size_t(coding)];
+    }
     result[rule.name] =
-        py::make_tuple(py::str(rule.state).attr("split")(),
-                       py::str(rule.coefficients).attr("split")(), rule.reduce != nullptr);
+        py::make_tuple(states, py::str(rule.coefficients).attr("split")(), rule.reduce != nullptr);
   }
   return result;
 }
@@ -54,6 +58,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.def("built_isas", [] { return isa_names(false); });
   m.def("supported_isas", [] { return isa_names(true); });
   m.def("rules", &rules);
+  m.def("new_states", &new_states, py::arg("models"), py::arg("dtype"), py::arg("value"),
+        py::arg("number"));
   m.def("new_numbers", &new_numbers, py::arg("count"), py::arg("value"));
   m.def("set_parallel_from_bytes", [](index_t bytes) { parallel_from_bytes = bytes; });
 
@@ -85,12 +91,11 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def_readwrite("skipped_steps", &BoundOptimizer::skipped_steps)
       .def("__enter__", &BoundOptimizer::lock)
       .def("__exit__", [](BoundOptimizer& optimizer, const py::args&) { optimizer.unlock(); })
-      .def("new_states", &BoundOptimizer::new_states, py::arg("indices"), py::arg("value"),
-           py::arg("number"))
       .def("bind", &BoundOptimizer::bind, py::arg("index"), py::arg("rule"), py::arg("state"),
-           py::arg("numbers") = py::dict())
+           py::arg("numbers") = py::dict(), py::arg("scales") = py::dict(),
+           py::arg("master") = py::none(), py::arg("at_random") = false)
       .def("set_constants", &BoundOptimizer::set_constants, py::arg("group"), py::arg("rule"),
-           py::arg("values"), py::arg("between") = py::none())
+           py::arg("values"), py::arg("between") = py::none(), py::arg("seed") = 0)
       .def(
           "step",
           [](BoundOptimizer& optimizer, py::handle params, py::handle grads, py::handle fold,

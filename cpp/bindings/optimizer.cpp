@@ -24,9 +24,6 @@ constexpr index_t release_gil_from_elements = 1 << 12;
 
 constexpr std::int64_t most_steps = std::int64_t(1) << 62;  // of an array
 
-// Which array of a parameter: the gradient, itself, or a state.
-constexpr size_t grad_stream = 0, param_stream = 1, first_state_stream = 2;
-
 }  // namespace
 
 BoundOptimizer::BoundOptimizer(const std::string& caller, py::handle params, bool grouped)
@@ -57,28 +54,38 @@ void BoundOptimizer::lock() {
 }
 
 void BoundOptimizer::bind(size_t index, const std::string& rule_name,
-                          const std::vector<Array>& state, const py::dict& numbers) {
+                          const std::vector<Array>& state, const py::dict& numbers,
+                          const py::dict& scales, const std::optional<Array>& master,
+                          bool at_random) {
   Parameter& parameter = parameters_.at(index);
   const RuleNames& rule = rules_.find(tree_.caller(), rule_name);
-  if (state.size() != rule.state_count) {
-    fail<std::invalid_argument>(tree_.caller(), ": ", rule_name, " has ", rule.state_count,
+  if (state.size() != rule.states.size()) {
+    fail<std::invalid_argument>(tree_.caller(), ": ", rule_name, " has ", rule.states.size(),
                                 " states");
-  }
-  const View view = parameter.seen.view();
-  for (const Array& array : state) {
-    check_like(as_array(array, parameter.name), view, parameter.name, "its parameter has");
   }
   parameter.rule = &rule;
   parameter.state = state;
+  parameter.has_master = master.has_value();
+  if (master) parameter.state.push_back(*master);
+  parameter.at_random = at_random;
+  parameter.scales.assign(parameter.state.size(), std::nullopt);
+  for (size_t k = 0; k < parameter.state.size(); ++k) {
+    check_shape(parameter.state[k], parameter.seen.view(), parameter.name, "its parameter has");
+    if (dtype_of(parameter.state[k]) == Dtype::unsigned_8bit) {
+      parameter.scales[k] = scales[rule.states[k].name.c_str()].cast<ArrayOf<float>>();
+    }
+  }
   parameter.numbers = Numbers(numbers);
   parameter.layout_known = written_known_ = false;
 }
 
 void BoundOptimizer::set_constants(int group, const std::string& rule, const py::dict& values,
-                                   const py::object& between) {
+                                   const py::object& between, std::uint64_t seed) {
   constants_.resize(std::max(constants_.size(), size_t(group) + 1));
   between_.resize(constants_.size());
+  seeds_.resize(constants_.size());
   between_[size_t(group)] = between;
+  seeds_[size_t(group)] = seed;
   CoefficientSet& constants = constants_[size_t(group)] = {};
   constants.group = group;
   constants.rule = &rules_.find(tree_.caller(), rule);
@@ -253,8 +260,14 @@ void BoundOptimizer::look_at_arrays(const Settings& settings, bool zero_grads) {
     if (!parameter.seen_grad.is(parameter.grad)) check_grad(parameter);
     if (!parameter.layout_known) find_layout(parameter);
     ArrayStep& step = array_steps_.emplace_back(parameter.step);
-    step.rule = &settings.table->rules[parameter.rule->row[size_t(parameter.dtype)]];
+    step.rule = &settings.table->rules[parameter.rule->row[size_t(compute_dtype(parameter.dtype))]];
     step.coefficients = parameter.coefficients->value;
+    if (step.storage != nullptr) {
+      step.is_first = parameter.coefficients->t == 1;
+      const std::uint64_t key = mixed(0, seeds_[size_t(parameter.group)]);
+      const auto index = std::uint64_t(&parameter - parameters_.data());
+      step.key = mixed(mixed(key, std::uint64_t(parameter.coefficients->t)), index);
+    }
     step.streams[grad_stream] = parameter.seen_grad.data();
     step.streams[param_stream] = parameter.seen.data();
   }
@@ -274,7 +287,7 @@ void BoundOptimizer::make_stacks() {
     if (!parameter.grad) continue;
     const View view = parameter.seen.view();
     const Shape shape(view.shape, view.shape + view.ndim);
-    alike[{parameter.group, parameter.dtype, shape}].push_back(steps++);
+    alike[{parameter.group, compute_dtype(parameter.dtype), shape}].push_back(steps++);
   }
   for (const auto& [kind, members] : alike) {
     auto [group, dtype, shape] = kind;
@@ -283,7 +296,7 @@ void BoundOptimizer::make_stacks() {
     void* place = const_cast<void*>(stack.memory.data());
     for (const size_t member : members) {
       ArrayStep& step = array_steps_[member];
-      step.streams[step.stream_count - 1] = place;
+      step.streams[step.prepared()] = place;
       place = at(place, step.size, item_size(dtype));
     }
   }
@@ -310,167 +323,8 @@ void BoundOptimizer::count(bool skipped) {
     for (size_t k = 0; k < numbers.names.size(); ++k) {
       *numbers.at[k] = parameters_[index].coefficients->after[k];
     }
-    if (parameters_[index].rule->state_count > 0) started[index] = true;
+    if (!parameters_[index].rule->states.empty()) started[index] = true;
   }
-}
-
-void BoundOptimizer::check_param(Parameter& parameter) {
-  const py::handle param = parameter.other_array ? parameter.other_array : parameter.array;
-  if (parameter.seen.matches(param)) {
-    if (parameter.seen.move_to(param)) written_known_ = false;
-  } else {
-    python_ran_ = true;
-    const std::string place = tree_.where("params", parameter.name);
-    check_array_type(param, place);
-    const Array array = as_array(param, place);
-    const View view = view_of(array);
-    if (!view.writable) fail<py::value_error>(place, " is read-only");
-    if (overlaps_itself(view)) {
-      fail<py::value_error>(place, " has elements that share memory (strides ", strides_text(array),
-                            ")");
-    }
-    if (parameter.seen) check_like(array, parameter.seen.view(), place, "was bound with");
-    parameter.seen = Seen(array);
-    parameter.dtype = view.dtype;
-    written_known_ = parameter.layout_known = false;
-  }
-  if (parameter.other_array) std::swap(parameter.array, parameter.other_array);
-}
-
-void BoundOptimizer::check_grad(Parameter& parameter) {
-  if (parameter.seen_grad.matches(parameter.grad)) {
-    parameter.seen_grad.move_to(parameter.grad);
-  } else {
-    python_ran_ = true;
-    const std::string place = tree_.where("grads", parameter.name);
-    parameter.grad = without_scalar(parameter.grad);
-    check_array_type(parameter.grad, place);
-    const Array array = as_array(parameter.grad, place);
-    check_like(array, parameter.seen.view(), place, "its parameter has");
-    parameter.seen_grad = Seen(array);
-    parameter.layout_known = false;
-  }
-  moved_grads_.push_back(&parameter);
-}
-
-// Python that ran after a look at an array may have changed it.
-void BoundOptimizer::check_again() const {
-  for (const Parameter& parameter : parameters_) {
-    if (!parameter.seen.is(parameter.array) ||
-        (parameter.grad && !parameter.seen_grad.is(parameter.grad))) {
-      fail<std::runtime_error>(tree_.where("params", parameter.name),
-                               " or its gradient was changed during the step");
-    }
-  }
-}
-
-View BoundOptimizer::view_of_stream(size_t stream) const {
-  const Parameter& parameter = parameters_[stream / most_streams];
-  switch (stream % most_streams) {
-    case grad_stream:
-      return parameter.seen_grad.view();
-    case param_stream:
-      return parameter.seen.view();
-    default:
-      return view_of(parameter.state[stream % most_streams - first_state_stream]);
-  }
-}
-
-std::string BoundOptimizer::place(size_t stream) const {
-  const bool is_grad = stream % most_streams == grad_stream;
-  return (stream % most_streams >= first_state_stream ? "the state of " : "") +
-         tree_.where(is_grad ? "grads" : "params", parameters_[stream / most_streams].name);
-}
-
-void BoundOptimizer::check_apart(size_t stream, size_t other) {
-  python_ran_ = true;
-  if (share_memory(view_of_stream(stream), view_of_stream(other))) {
-    fail<py::value_error>(place(stream), " shares memory with ", place(other));
-  }
-}
-
-// Parameters and state may not share memory with each other, nor a gradient with any of them.
-void BoundOptimizer::check_overlap() {
-  const auto stream_of = [&](const Parameter& parameter, size_t stream) {
-    return size_t(&parameter - parameters_.data()) * most_streams + stream;
-  };
-  const auto check = [&](const Parameter& parameter) {
-    const size_t grad = stream_of(parameter, grad_stream);
-    written_.meet(Extent(view_of_stream(grad)), [&](size_t other) { check_apart(grad, other); });
-  };
-  if (written_known_) {
-    for (const Parameter* const parameter : moved_grads_) check(*parameter);
-  } else {
-    written_.clear();
-    for (const Parameter& parameter : parameters_) {
-      for (size_t s = param_stream; s < first_state_stream + parameter.state.size(); ++s) {
-        const size_t stream = stream_of(parameter, s);
-        written_.add(Extent(view_of_stream(stream)), stream);
-      }
-    }
-    written_.sort([&](size_t stream, size_t other) { check_apart(other, stream); });
-    for (Parameter& parameter : parameters_) {
-      if (parameter.grad) {
-        check(parameter);
-      } else {
-        parameter.seen_grad = Seen();  // not stepped now: its next gradient is checked anew
-      }
-    }
-  }
-  written_known_ = true;
-  moved_grads_.clear();
-}
-
-// Gradients that are set to zero must be writable, and may not share memory with each other.
-void BoundOptimizer::check_zeroed() {
-  if (zeroed_ == stepped_) return;
-  Regions regions;
-  for (const size_t index : stepped_) {
-    const Parameter& parameter = parameters_[index];
-    const std::string place = tree_.where("grads", parameter.name);
-    const View view = parameter.seen_grad.view();
-    if (!view.writable) {
-      fail<py::value_error>(place, " is read-only, and zero_grads=True writes to it");
-    }
-    if (overlaps_itself(view)) {
-      fail<py::value_error>(place, " has elements that share memory (strides ",
-                            strides_text(parameter.grad), "), and zero_grads=True writes to it");
-    }
-    regions.add(Extent(view), index * most_streams + grad_stream);
-  }
-  regions.sort([&](size_t stream, size_t other) { check_apart(other, stream); });
-  zeroed_ = stepped_;
-}
-
-// How its streams are walked, and where they lie.
-void BoundOptimizer::find_layout(Parameter& parameter) {
-  const size_t first = size_t(&parameter - parameters_.data()) * most_streams;
-  std::vector<View> views;
-  for (size_t s = 0; s < first_state_stream + parameter.state.size(); ++s) {
-    views.push_back(view_of_stream(first + s));
-    parameter.step.streams[s] = views.back().data;
-  }
-  const View param = views[param_stream];
-  Shape strides(size_t(param.ndim), item_size(param.dtype));
-  if (parameter.rule->prepares) {  // in C order, somewhere else at every step
-    for (size_t axis = strides.size(); axis-- > 1;) {
-      strides[axis - 1] = strides[axis] * param.shape[axis];
-    }
-    views.push_back({nullptr, param.dtype, true, param.ndim, param.shape, strides.data()});
-  }
-  Layout layout = layout_of(views, param);
-  parameter.layout = layout.dense() ? nullptr : std::make_unique<Layout>(std::move(layout));
-  parameter.step.layout = parameter.layout.get();
-  parameter.step.size = param.size();
-  parameter.step.stream_count = int(views.size());
-  parameter.layout_known = true;
-}
-
-std::vector<Array> BoundOptimizer::new_states(const std::vector<size_t>& indices, double value,
-                                              int number) const {
-  std::vector<Array> params;
-  for (const size_t index : indices) params.push_back(parameters_.at(index).array);
-  return fastopt::new_states(params, value, number);
 }
 
 std::vector<std::string> BoundOptimizer::names() const {

@@ -15,6 +15,9 @@
 
 namespace fastopt {
 
+// Which array of a parameter: the gradient, itself, or a state.
+constexpr size_t grad_stream = 0, param_stream = 1, first_state_stream = 2;
+
 class BoundOptimizer {
  public:
   // `caller` begins every message; `grouped` says that `params` is a list with one tree per group.
@@ -26,9 +29,6 @@ class BoundOptimizer {
   ArrayOf<std::int64_t> counts() const { return counts_; }
   ArrayOf<bool> started() const { return started_; }
 
-  // State `number` of these arrays: of this value, in the parameter's shape, dtype and order.
-  std::vector<Array> new_states(const std::vector<size_t>& indices, double value, int number) const;
-
   const char* isa() const { return isa_; }  // that made the last step
 
   // Between lock and unlock no step begins; a RuntimeError if one is under way: a schedule, or
@@ -36,15 +36,18 @@ class BoundOptimizer {
   void lock();
   void unlock() { busy_ = 0; }
 
-  // From now on the array of this index is stepped by this rule, with this state.
+  // From now on the array of this index is stepped by this rule, with this state. A state of 8 bits
+  // has `scales`, by its name. With a master, that is stepped, and the array rounded from it; where
+  // it is bfloat16 without one, it may be rounded at random.
   void bind(size_t index, const std::string& rule, const std::vector<Array>& state,
-            const py::dict& numbers);
+            const py::dict& numbers, const py::dict& scales, const std::optional<Array>& master,
+            bool at_random);
 
   // The coefficients of a group's rule that do not change from step to step. What a rule prepares,
   // `between(stack)` changes in place before the update: it gets that of arrays of one shape and
-  // dtype as one array.
+  // dtype as one array. All that is rounded at random depends on the seed.
   void set_constants(int group, const std::string& rule, const py::dict& values,
-                     const py::object& between);
+                     const py::object& between, std::uint64_t seed);
 
   struct Options {
     double loss_scale;
@@ -75,10 +78,13 @@ class BoundOptimizer {
     int group = 0;
     Seen seen, seen_grad;
     bool layout_known = false;
-    ArrayStep step{};                // without rule, coefficients, and the first two streams
-    std::unique_ptr<Layout> layout;  // nullptr: dense
+    ArrayStep step{};                  // without rule, coefficients, and the first two streams
+    std::unique_ptr<Layout> layout;    // nullptr: dense
+    std::unique_ptr<Storage> storage;  // nullptr: all is of the dtype that is computed in
     std::string name;
-    std::vector<Array> state;
+    std::vector<Array> state;  // and the master, the last one
+    std::vector<std::optional<ArrayOf<float>>> scales;
+    bool has_master = false, at_random = false;
     Numbers numbers;
   };
 
@@ -94,6 +100,7 @@ class BoundOptimizer {
   void check_param(Parameter& parameter);
   void check_grad(Parameter& parameter);
   void find_layout(Parameter& parameter);
+  void find_storage(Parameter& parameter, const std::vector<View>& views);
   void check_overlap();
   void check_zeroed();
   void check_again() const;
@@ -108,6 +115,7 @@ class BoundOptimizer {
   Rules rules_;
   std::vector<CoefficientSet> constants_;  // by group
   std::vector<py::object> between_;        // by group; None where the rule prepares nothing
+  std::vector<std::uint64_t> seeds_;       // by group
   ArrayOf<std::int64_t> counts_;           // completed steps of every array
   ArrayOf<bool> started_;                  // whether its state has made one of them
   Regions written_;                        // parameters and state

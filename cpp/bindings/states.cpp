@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/element.h"
+
 namespace fastopt {
 namespace {
 
@@ -18,38 +20,68 @@ constexpr size_t placed_from_bytes = 4 * page_bytes;  // smaller ones would leav
 // memory: a step over 16 M elements took 1.25 times as long. Room behind large ones keeps them off.
 constexpr size_t padded_from_bytes = 1 << 24, padding_bytes = 1 << 22;
 
-size_t place_unit(const Array& array) {
-  return size_t(array.nbytes()) >= placed_from_bytes ? page_bytes : line_bytes;
+size_t place_unit(size_t bytes) {
+  return bytes >= placed_from_bytes ? page_bytes : line_bytes;
+}
+
+template <class T>
+void fill(char* data, index_t n, double value) {
+  std::fill_n(reinterpret_cast<T*>(data), n, static_cast<T>(value));
+}
+
+void fill(const View& view, double value) {
+  switch (item_size(view.dtype)) {
+    case 1:
+      return fill<std::uint8_t>(view.data, view.size(), value);
+    case 2:
+      return fill<std::uint16_t>(view.data, view.size(), value);
+    case 4:
+      return fill<float>(view.data, view.size(), value);
+    default:
+      return fill<double>(view.data, view.size(), value);
+  }
+}
+
+Dtype dtype_named(const std::string& name) {
+  for (int i = 0; i < dtype_count; ++i) {
+    if (name == dtype_name(Dtype(i))) return Dtype(i);
+  }
+  fail<std::invalid_argument>("there is no dtype '", name, "'");
 }
 
 }  // namespace
 
 // They lie one after the other: a step finds them in few large pages, and walks on from one to the
 // next without a break. With 1000 arrays of 4096 elements that saves an eighth of its time.
-std::vector<Array> new_states(const std::vector<Array>& params, double value, int number) {
+std::vector<Array> new_states(const std::vector<Array>& models, const std::string& dtype,
+                              double value, int number) {
+  const auto stored_as = [&](const Array& model) {
+    return dtype.empty() ? compute_dtype(dtype_of(model)) : dtype_named(dtype);
+  };
   size_t size = 0;
-  for (const Array& param : params) {
-    size += size_t(param.nbytes()) + place_unit(param);
+  for (const Array& model : models) {
+    const auto bytes = size_t(model.size() * item_size(stored_as(model)));
+    size += bytes + place_unit(bytes);
   }
   const Array memory = shared_memory(size + (size >= padded_from_bytes ? padding_bytes : 0));
   std::vector<Array> states;
-  states.reserve(params.size());
+  states.reserve(models.size());
   auto end = reinterpret_cast<std::uintptr_t>(memory.data());
-  for (const Array& param : params) {
+  for (const Array& model : models) {
+    const Dtype stored = stored_as(model);
+    const index_t item = item_size(stored);
+    const auto bytes = size_t(model.size() * item);
     // In whole lines from the parameter's place, so that no store straddles two of them.
     const size_t offset = size_t(number + 1) * lines_apart * line_bytes;
-    const auto wanted = reinterpret_cast<std::uintptr_t>(param.data()) + offset;
-    const auto begin = end + (wanted - end) % place_unit(param);
-    const Shape strides = dense_strides(param);
-    states.push_back(array_of({reinterpret_cast<char*>(begin), dtype_of(param), true, param.ndim(),
-                               param.shape(), strides.data()},
-                              memory));
-    if (dtype_of(param) == Dtype::float32) {
-      std::fill_n(reinterpret_cast<float*>(begin), param.size(), float(value));
-    } else {
-      std::fill_n(reinterpret_cast<double*>(begin), param.size(), value);
-    }
-    end = begin + size_t(param.nbytes());
+    const auto wanted = reinterpret_cast<std::uintptr_t>(model.data()) + offset;
+    const auto begin = end + (wanted - end) % place_unit(bytes);
+    Shape strides = dense_strides(model);
+    for (index_t& stride : strides) stride = stride / model.itemsize() * item;
+    const View view{
+        reinterpret_cast<char*>(begin), stored, true, model.ndim(), model.shape(), strides.data()};
+    states.push_back(array_of(view, memory));
+    fill(view, value);
+    end = begin + bytes;
   }
   return states;
 }

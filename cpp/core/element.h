@@ -2,13 +2,20 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 
 #include "kernels/table.h"
 
 namespace fastopt {
 
 inline index_t item_size(Dtype dtype) {
-  return dtype == Dtype::float32 ? 4 : 8;
+  constexpr index_t bytes[dtype_count] = {4, 8, 2, 2, 1, 1};
+  return bytes[size_t(dtype)];
+}
+
+// What is computed in.
+inline Dtype compute_dtype(Dtype stored) {
+  return stored == Dtype::float64 ? Dtype::float64 : Dtype::float32;
 }
 
 // The element of this index; nothing has no elements.

@@ -42,38 +42,129 @@ void walk(const ArrayStep& step, int stream, index_t begin, index_t n, Visit vis
   }
 }
 
-// A block of every stream as the kernels want it: one that is not dense is loaded into a tile, and
-// stored back but for the gradient, which is loaded where it is multiplied by two factors, too.
-template <class T, class Kernel>
-void run_in_tiles(const ArrayStep& step, const double* factors, Range elements, Kernel kernel) {
-  T tiles[most_streams][block];
-  const auto in_place = [&](int s) { return is_dense(step, s) && (s > 0 || factors == nullptr); };
-  for (auto [begin, end] = elements; begin < end; begin += block) {
-    const index_t n = std::min(block, end - begin);
-    void* streams[most_streams];
-    std::copy_n(step.streams, most_streams, streams);
-    for (int s = 0; s < step.stream_count; ++s) {
-      T* const tile = tiles[s];
-      streams[s] = in_place(s) ? at(step.streams[s], begin, sizeof(T)) : tile;
-      if (!in_place(s)) walk<T>(step, s, begin, n, [=](T& x, index_t k) { tile[k] = x; });
-    }
-    if (factors != nullptr) {
-      for (index_t k = 0; k < n; ++k) {
-        tiles[0][k] = T(double(tiles[0][k]) * factors[0] * factors[1]);
+Key key_of(const ArrayStep& step, int stream) {
+  const std::uint64_t key = mixed(step.key, std::uint64_t(stream));
+  return {{unsigned(key), unsigned(key >> 32)}};
+}
+
+// The first pass of two that a rule makes changes nothing but what it prepares.
+enum class Pass { first, update };
+
+// Streams as the kernels want them, a block at a time. One that is not dense, or not of the rule's
+// dtype, is loaded into a tile, as is a gradient that is multiplied by two factors.
+template <class T>
+class Tiles {
+ public:
+  Tiles(const Settings& settings, const ArrayStep& step, const double* factors, Pass pass)
+      : codecs_(settings.table->codec), step_(step), factors_(factors), pass_(pass) {}
+
+  // Calls kernel(streams, element, n) over these elements.
+  template <class Kernel>
+  void run(Range elements, Kernel kernel) {
+    const int master = step_.storage == nullptr ? 0 : step_.storage->master;
+    const bool has_master = 0 < master && master < step_.stream_count;
+    for (auto [begin, end] = elements; begin < end; begin += block) {
+      const index_t n = std::min(block, end - begin);
+      void* streams[most_streams];
+      std::copy_n(step_.streams, most_streams, streams);
+      for (int s = 0; s < step_.stream_count; ++s) {
+        streams[s] = in_place(s) ? at(step_.streams[s], begin, sizeof(T)) : tiles_[s].element;
+        const bool is_rounded_master = s == 1 && has_master && !step_.is_first;
+        if (!in_place(s) && !is_rounded_master) load(s, begin, n);
+      }
+      if (factors_ != nullptr) {
+        T* const gradient = tiles_[0].element;
+        for (index_t k = 0; k < n; ++k) {
+          gradient[k] = T(double(gradient[k]) * factors_[0] * factors_[1]);
+        }
+      }
+      if (has_master) {
+        if (step_.is_first) std::memcpy(streams[master], streams[1], size_t(n) * sizeof(T));
+        streams[1] = streams[master];
+      }
+      kernel(streams, begin, n);
+      for (int s = 1; s < step_.stream_count; ++s) {
+        const bool is_written = pass_ == Pass::update || s == step_.prepared();
+        if (!in_place(s) && is_written) store(s, begin, n, static_cast<const T*>(streams[s]));
       }
     }
-    kernel(streams, begin, n);
-    for (int s = 1; s < step.stream_count; ++s) {
-      const T* const tile = tiles[s];
-      if (!in_place(s)) walk<T>(step, s, begin, n, [=](T& x, index_t k) { x = tile[k]; });
+  }
+
+ private:
+  // Tiles that lie a multiple of a page apart would wait for each other.
+  struct Tile {
+    alignas(64) T element[block];
+    char apart[5 * 64];
+  };
+
+  Dtype dtype(int s) const {
+    return step_.storage == nullptr ? step_.rule->dtype : step_.storage->dtype[s];
+  }
+
+  bool in_place(int s) const {
+    const bool is_changed = pass_ == Pass::first && s > 1 && s != step_.prepared();
+    return is_dense(step_, s) && dtype(s) == step_.rule->dtype && !is_changed &&
+           (s > 0 || factors_ == nullptr);
+  }
+
+  void load(int s, index_t begin, index_t n) {
+    T* const tile = tiles_[s].element;
+    if (dtype(s) == step_.rule->dtype) {
+      walk<T>(step_, s, begin, n, [=](T& x, index_t k) { tile[k] = x; });
+    } else if constexpr (sizeof(T) == sizeof(float)) {
+      const void* from = at(step_.streams[s], begin, item_size(dtype(s)));
+      std::uint16_t gathered[block];
+      if (!is_dense(step_, s)) {
+        walk<std::uint16_t>(step_, s, begin, n,
+                            [&](std::uint16_t& x, index_t k) { gathered[k] = x; });
+        from = gathered;
+      }
+      codecs_[size_t(dtype(s))].load(from, scales(s, begin), n, tile);
     }
   }
+
+  void store(int s, index_t begin, index_t n, const T* tile) {
+    if (dtype(s) == step_.rule->dtype) {
+      walk<T>(step_, s, begin, n, [=](T& x, index_t k) { x = tile[k]; });
+    } else if constexpr (sizeof(T) == sizeof(float)) {
+      const Codec& codec = codecs_[size_t(dtype(s))];
+      std::uint16_t rounded[block];
+      const bool is_direct = is_dense(step_, s);
+      void* const to = is_direct ? at(step_.streams[s], begin, item_size(dtype(s)))
+                                 : static_cast<void*>(rounded);
+      if (step_.storage->at_random[s]) {
+        codec.store_at_random(tile, begin, n, key_of(step_, s), to);
+      } else {
+        codec.store(tile, n, to, scales(s, begin));
+      }
+      if (!is_direct) {
+        walk<std::uint16_t>(step_, s, begin, n,
+                            [&](std::uint16_t& x, index_t k) { x = rounded[k]; });
+      }
+    }
+  }
+
+  float* scales(int s, index_t begin) const {
+    float* const all = step_.storage->scales[s];
+    return all == nullptr ? nullptr : all + begin / scale_block;
+  }
+
+  const Codec* codecs_;
+  const ArrayStep& step_;
+  const double* factors_;
+  const Pass pass_;
+  Tile tiles_[most_streams];
+};
+
+bool needs_tiles(const ArrayStep& step, const double* factors) {
+  return step.layout != nullptr || step.storage != nullptr || factors != nullptr;
 }
 
 // Calls kernel(streams, element, n) over these elements.
 template <class Kernel>
-void run(const ArrayStep& step, const double* factors, Range elements, Kernel kernel) {
-  if (step.layout == nullptr && factors == nullptr) {
+void run(const Settings& settings, const ArrayStep& step, const double* factors, Pass pass,
+         Range elements, Kernel kernel) {
+  if (!needs_tiles(step, factors)) {
     const index_t n = elements.end - elements.begin;
     if (elements.begin == 0) return kernel(step.streams, 0, n);
     void* streams[most_streams];
@@ -81,20 +172,24 @@ void run(const ArrayStep& step, const double* factors, Range elements, Kernel ke
     for (int s = 0; s < most_streams; ++s) streams[s] = at(step.streams[s], elements.begin, item);
     kernel(streams, elements.begin, n);
   } else if (step.rule->dtype == Dtype::float32) {
-    run_in_tiles<float>(step, factors, elements, kernel);
+    Tiles<float>(settings, step, factors, pass).run(elements, kernel);
   } else {
-    run_in_tiles<double>(step, factors, elements, kernel);
+    Tiles<double>(settings, step, factors, pass).run(elements, kernel);
   }
 }
 
 void set_to_zero(const ArrayStep& step, index_t begin, index_t end) {
-  const index_t item = item_size(step.rule->dtype);
+  const Dtype dtype = step.storage == nullptr ? step.rule->dtype : step.storage->dtype[0];
+  const index_t item = item_size(dtype);
+  const auto zero = [](auto& x, index_t) { x = 0; };
   if (is_dense(step, 0)) {
     std::memset(at(step.streams[0], begin, item), 0, size_t((end - begin) * item));
-  } else if (step.rule->dtype == Dtype::float32) {
-    walk<float>(step, 0, begin, end - begin, [](float& x, index_t) { x = 0; });
+  } else if (item == 2) {
+    walk<std::uint16_t>(step, 0, begin, end - begin, zero);
+  } else if (item == 4) {
+    walk<float>(step, 0, begin, end - begin, zero);
   } else {
-    walk<double>(step, 0, begin, end - begin, [](double& x, index_t) { x = 0; });
+    walk<double>(step, 0, begin, end - begin, zero);
   }
 }
 
@@ -174,13 +269,14 @@ class BlockSums {
   }
 
   // Adds up these elements of an array; they begin with a block.
-  void add(size_t array, const ArrayStep& step, Reduce reduce, const double* coefficients,
-           const double* factors, Range elements) {
-    run(step, factors, elements, [&](void* const* streams, index_t element, index_t n) {
+  void add(const Settings& settings, size_t array, const ArrayStep& step, Reduce reduce,
+           const double* coefficients, const double* factors, Range elements) {
+    const auto kernel = [&](void* const* streams, index_t element, index_t n) {
       const Array& of = arrays_[array];
       double* const sums = sums_.data() + of.begin + size_t(element / block * of.count);
       reduce(coefficients, streams, element, n, sums);
-    });
+    };
+    run(settings, step, factors, Pass::first, elements, kernel);
   }
 
   // Adds the sums of an array, in the order of its blocks, to these.
@@ -215,7 +311,7 @@ SquareSums sum_gradients(const Settings& settings, const std::vector<ArrayStep>&
       ArrayStep gradient = steps[i];
       gradient.stream_count = 1;
       const Reduce reduce = settings.table->gradient_norm[size_t(gradient.rule->dtype)];
-      blocks.add(i, gradient, reduce, &scale, nullptr, {begin, end});
+      blocks.add(settings, i, gradient, reduce, &scale, nullptr, {begin, end});
     });
   });
   double sums[2] = {};
@@ -242,7 +338,8 @@ std::vector<Coefficients> reduce_and_combine(const Settings& settings,
   parallel_for(settings, shares.bytes(), [&](int part, int parts) {
     shares.visit(steps, part, parts, [&](size_t i, index_t begin, index_t end) {
       if (!adds_up(steps[i])) return;
-      blocks.add(i, steps[i], steps[i].rule->reduce, steps[i].coefficients, factors, {begin, end});
+      const ArrayStep& step = steps[i];
+      blocks.add(settings, i, step, step.rule->reduce, step.coefficients, factors, {begin, end});
     });
   });
   Settings exact = settings;
@@ -260,6 +357,14 @@ std::vector<Coefficients> reduce_and_combine(const Settings& settings,
 }
 
 }  // namespace
+
+// splitmix64.
+std::uint64_t mixed(std::uint64_t key, std::uint64_t part) {
+  key = (key ^ part) + 0x9e3779b97f4a7c15;
+  key = (key ^ key >> 30) * 0xbf58476d1ce4e5b9;
+  key = (key ^ key >> 27) * 0x94d049bb133111eb;
+  return key ^ key >> 31;
+}
 
 GradientNorm measure(const Settings& settings, const std::vector<ArrayStep>& steps) {
   int exponent = 0;
@@ -324,7 +429,7 @@ void prepare(const Settings& settings, const std::vector<ArrayStep>& steps,
       const auto kernel = [&](void* const* streams, index_t element, index_t n) {
         step.rule->prepare(step.coefficients, streams, element, n);
       };
-      run(step, factors, {begin, end}, kernel);
+      run(settings, step, factors, Pass::first, {begin, end}, kernel);
     });
   });
 }
@@ -339,12 +444,17 @@ void apply(const Settings& settings, const std::vector<ArrayStep>& steps,
       const ArrayStep& step = steps[i];
       const double* const coefficients =
           step.rule->reduce == nullptr ? step.coefficients : combined[i].value;
+      // States in tiles are as they were before the first pass.
+      const bool adds_again = step.rule->reduce != nullptr && needs_tiles(step, factors);
+      const auto kernel = [&](void* const* streams, index_t element, index_t n) {
+        double counted[most_sums];  // before
+        if (adds_again) step.rule->reduce(step.coefficients, streams, element, n, counted);
+        step.rule->update(coefficients, streams, element, n);
+      };
       const index_t piece = zero_grads ? zeroed_piece : end - begin;
       for (index_t next; begin < end; begin = next) {
         next = std::min(begin + piece, end);
-        run(step, factors, {begin, next}, [&](void* const* streams, index_t element, index_t n) {
-          step.rule->update(coefficients, streams, element, n);
-        });
+        run(settings, step, factors, Pass::update, {begin, next}, kernel);
         if (zero_grads) set_to_zero(step, begin, next);
       }
     });

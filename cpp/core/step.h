@@ -3,6 +3,7 @@
 // the rules are applied; what some of them need for that is prepared before.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -11,15 +12,35 @@
 
 namespace fastopt {
 
-constexpr int most_streams = 6, most_coefficients = 16, most_sums = 4;
+constexpr int most_streams = 7, most_coefficients = 16, most_sums = 4;
+
+// What the streams of an array are stored as, where that is not what its rule computes in.
+struct Storage {
+  Dtype dtype[most_streams];
+  bool at_random[most_streams];  // how bfloat16 is rounded
+  float* scales[most_streams];   // of 8 bits, which are dense
+  int master;  // the last stream, where the rule steps that and the parameter is rounded from it
+};
+
+// What a key is made of, one part after the other; of a stream, its number is the last.
+std::uint64_t mixed(std::uint64_t key, std::uint64_t part);
 
 struct ArrayStep {
   const Rule* rule;
   const double* coefficients;  // most_coefficients of them
   const Layout* layout;        // nullptr: dense, in one common order
+  const Storage* storage;      // nullptr: all are of the rule's dtype
   index_t size;
+  std::uint64_t key;  // of all that is rounded at random
+  bool is_first;      // a master begins as its parameter
   int stream_count;
-  void* streams[most_streams];  // gradient, parameter, state..., what is prepared
+  void* streams[most_streams];  // gradient, parameter, state..., what is prepared, master
+
+  // The stream that the rule prepares, or -1.
+  int prepared() const {
+    if (rule->prepare == nullptr) return -1;
+    return stream_count - 1 - (storage != nullptr && storage->master > 0);
+  }
 };
 
 // fraction * 2^exponent, which reaches beyond a double.

@@ -3,7 +3,7 @@
 // Duchi, Hazan, Singer (2011). mean_factor is 1, or 1/t for the root of the mean square.
 template <class T>
 struct Adagrad {
-  static constexpr Names names{"adagrad", "sum", "grad_scale weight_decay lr mean_factor eps"};
+  static constexpr Names names{"adagrad", "sum+", "grad_scale weight_decay lr mean_factor eps"};
   T grad_scale, weight_decay, lr, mean_factor, eps;
 
   void operator()(T g, T& p, T& sum) const {
@@ -20,8 +20,8 @@ struct Rmsprop {
   static constexpr Names names{
       centered ? (with_momentum ? "rmsprop_centered_momentum" : "rmsprop_centered")
                : (with_momentum ? "rmsprop_momentum" : "rmsprop"),
-      centered ? (with_momentum ? "square_avg grad_avg momentum_buffer" : "square_avg grad_avg")
-               : (with_momentum ? "square_avg momentum_buffer" : "square_avg"),
+      centered ? (with_momentum ? "square_avg+ grad_avg momentum_buffer" : "square_avg+ grad_avg")
+               : (with_momentum ? "square_avg+ momentum_buffer" : "square_avg+"),
       "grad_scale weight_decay lr alpha one_minus_alpha eps momentum"};
   T grad_scale, weight_decay, lr, alpha, one_minus_alpha, eps, momentum;
 
@@ -48,7 +48,7 @@ struct Rmsprop {
 // Zeiler (2012).
 template <class T>
 struct Adadelta {
-  static constexpr Names names{"adadelta", "square_avg acc_delta",
+  static constexpr Names names{"adadelta", "square_avg+ acc_delta+",
                                "grad_scale weight_decay lr rho one_minus_rho eps"};
   T grad_scale, weight_decay, lr, rho, one_minus_rho, eps;
 
@@ -68,7 +68,7 @@ template <class T, bool amsgrad>
 struct Adam {
   static constexpr Names names{
       amsgrad ? "adam_amsgrad" : "adam",
-      amsgrad ? "exp_avg exp_avg_sq max_exp_avg_sq" : "exp_avg exp_avg_sq",
+      amsgrad ? "exp_avg exp_avg_sq+ max_exp_avg_sq+" : "exp_avg exp_avg_sq+",
       "grad_scale weight_decay decay beta1 one_minus_beta1 beta2 one_minus_beta2 "
       "step_size root_correction eps"};
   T grad_scale, weight_decay, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
@@ -117,7 +117,7 @@ struct CautiousAdam : Adam<T, amsgrad> {
 template <class T>
 struct StableAdam {
   using Exact = StableAdam<double>;
-  static constexpr Names names{"stable_adamw", "exp_avg exp_avg_sq",
+  static constexpr Names names{"stable_adamw", "exp_avg exp_avg_sq+",
                                "grad_scale lr weight_decay decay beta1 one_minus_beta1 beta2 "
                                "one_minus_beta2 eps",
                                "ratio"};
@@ -141,7 +141,7 @@ struct StableAdam {
 template <class T>
 struct Lamb {
   using Exact = Lamb<double>;
-  static constexpr Names names{"lamb", "exp_avg exp_avg_sq",
+  static constexpr Names names{"lamb", "exp_avg exp_avg_sq+",
                                "grad_scale lr weight_decay beta1 one_minus_beta1 beta2 "
                                "one_minus_beta2 correction root_correction eps adapts most_trust",
                                "weight step"};
@@ -174,7 +174,7 @@ struct Lamb {
 template <class T>
 struct CautiousLamb : Lamb<T> {
   using Exact = CautiousLamb<double>;
-  static constexpr Names names{"lamb_cautious", "exp_avg exp_avg_sq", Lamb<T>::names.coefficients,
+  static constexpr Names names{"lamb_cautious", "exp_avg exp_avg_sq+", Lamb<T>::names.coefficients,
                                "aligned weight uu up"};
 
   void sum(double& aligned, double& weight, double& uu, double& up, T g, T& p, T& m, T& v) const {
@@ -202,7 +202,7 @@ struct CautiousLamb : Lamb<T> {
 // has come in once more.
 template <class T>
 struct Nadamw {
-  static constexpr Names names{"nadamw", "exp_avg exp_avg_sq",
+  static constexpr Names names{"nadamw", "exp_avg exp_avg_sq+",
                                "grad_scale decay beta1 one_minus_beta1 beta2 one_minus_beta2 "
                                "step_size root_correction eps"};
   T grad_scale, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
@@ -226,7 +226,7 @@ struct Nadamw {
 template <class T>
 struct CautiousNadamw : Nadamw<T> {
   using Exact = CautiousNadamw<double>;
-  static constexpr Names names{"nadamw_cautious", "exp_avg exp_avg_sq",
+  static constexpr Names names{"nadamw_cautious", "exp_avg exp_avg_sq+",
                                Nadamw<T>::names.coefficients, "aligned"};
 
   void sum(double& aligned, T g, T&, T& m, T& v) const {
@@ -246,7 +246,7 @@ struct CautiousNadamw : Nadamw<T> {
 // by. The rectification and the bias corrections sit in step_size.
 template <class T>
 struct Radam {
-  static constexpr Names names{"radam", "exp_avg exp_avg_sq",
+  static constexpr Names names{"radam", "exp_avg exp_avg_sq+",
                                "grad_scale weight_decay decay beta1 one_minus_beta1 beta2 "
                                "one_minus_beta2 step_size rectified eps"};
   T grad_scale, weight_decay, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
@@ -264,7 +264,7 @@ struct Radam {
 // Zhuang et al. (2020): the second moment is that of the gradient's difference from its average.
 template <class T>
 struct AdaBelief {
-  static constexpr Names names{"adabelief", "exp_avg exp_avg_var",
+  static constexpr Names names{"adabelief", "exp_avg exp_avg_var+",
                                "grad_scale decay beta1 one_minus_beta1 beta2 one_minus_beta2 "
                                "step_size root_correction eps"};
   T grad_scale, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
@@ -282,7 +282,7 @@ struct AdaBelief {
 // Zaheer et al. (2018): the second moment moves by a share of the square, not of the difference.
 template <class T>
 struct Yogi {
-  static constexpr Names names{"yogi", "exp_avg exp_avg_sq",
+  static constexpr Names names{"yogi", "exp_avg exp_avg_sq+",
                                "grad_scale decay beta1 one_minus_beta1 one_minus_beta2 "
                                "step_size root_correction eps"};
   T grad_scale, decay, beta1, one_minus_beta1, one_minus_beta2;
@@ -300,7 +300,7 @@ struct Yogi {
 // The largest gradient takes the place of the second moment: Kingma, Ba (2015), section 7.1.
 template <class T>
 struct Adamax {
-  static constexpr Names names{"adamax", "exp_avg exp_inf",
+  static constexpr Names names{"adamax", "exp_avg exp_inf+",
                                "grad_scale weight_decay beta1 one_minus_beta1 beta2 step_size eps"};
   T grad_scale, weight_decay, beta1, one_minus_beta1, beta2, step_size, eps;
 
@@ -316,7 +316,7 @@ struct Adamax {
 template <class T>
 struct AdEMAMix {
   static constexpr Names names{
-      "ademamix", "exp_avg exp_avg_slow exp_avg_sq",
+      "ademamix", "exp_avg exp_avg_slow exp_avg_sq+",
       "grad_scale decay beta1 one_minus_beta1 beta2 one_minus_beta2 "
       "beta3 one_minus_beta3 step_size slow_step_size root_correction eps"};
   T grad_scale, decay, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3;
@@ -336,7 +336,7 @@ struct AdEMAMix {
 // The first gradient makes the second moment alone: it is not weighted, and clip and lr are 0.
 template <class T>
 struct Adopt {
-  static constexpr Names names{"adopt", "exp_avg exp_avg_sq",
+  static constexpr Names names{"adopt", "exp_avg exp_avg_sq+",
                                "grad_scale weight_decay decay lr beta1 one_minus_beta1 beta2 "
                                "one_minus_beta2 clip eps"};
   T grad_scale, weight_decay, decay, lr, beta1, one_minus_beta1, beta2, one_minus_beta2, clip, eps;
@@ -355,7 +355,7 @@ struct Adopt {
 // 0 in the first step and 1 in all others.
 template <class T>
 struct Adan {
-  static constexpr Names names{"adan", "exp_avg exp_avg_sq exp_avg_diff pre_grad",
+  static constexpr Names names{"adan", "exp_avg exp_avg_sq+ exp_avg_diff pre_grad",
                                "grad_scale decay beta1 one_minus_beta1 beta2 one_minus_beta2 "
                                "beta3 one_minus_beta3 has_previous step_size diff_step_size "
                                "root_correction eps"};
@@ -379,7 +379,7 @@ struct Adan {
 // one for the gradient.
 template <class T>
 struct Nadam {
-  static constexpr Names names{"nadam", "exp_avg exp_avg_sq",
+  static constexpr Names names{"nadam", "exp_avg exp_avg_sq+",
                                "grad_scale weight_decay decay beta1 one_minus_beta1 beta2 "
                                "one_minus_beta2 root_correction eps grad_step average_step"};
   T grad_scale, weight_decay, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;

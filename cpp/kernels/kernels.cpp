@@ -19,6 +19,8 @@ namespace {
 #include "rules.h"
 #include "update.h"
 
+#include "codecs.h"
+
 #include "math.h"
 #include "softmax.h"
 
@@ -100,6 +102,12 @@ constinit const Table table{
     rules.row,
     sizeof rules.row / sizeof rules.row[0],
     {reduce<GradientNorm<float>, float>, reduce<GradientNorm<double>, double>},
+    {{},
+     {},
+     {load_bfloat16, store_bfloat16, store_bfloat16_at_random},
+     {load_float16, store_float16, nullptr},
+     {EightBits<true>::load, EightBits<true>::store, nullptr},
+     {EightBits<false>::load, EightBits<false>::store, nullptr}},
     {softmax_of<float>, softmax_of<double>},
     {norm_of<float>, norm_of<double>},
 };

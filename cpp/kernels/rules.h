@@ -11,7 +11,7 @@
 
 struct Names {
   const char* rule;
-  const char* state;
+  const char* state;  // with a + those that are never negative, with a ! those that are not coded
   const char* coefficients;
   const char* sums = "";      // of a first pass over the array
   const char* prepared = "";  // what such a pass writes, and Python changes before the update

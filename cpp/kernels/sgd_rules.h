@@ -65,7 +65,7 @@ struct Lars : Sgd<T, with_momentum, nesterov> {
 // Riedmiller, Braun (1993), as torch has it: after a change of sign, no step and none to compare.
 template <class T>
 struct Rprop {
-  static constexpr Names names{"rprop", "prev step_size",
+  static constexpr Names names{"rprop", "prev! step_size!",
                                "grad_scale eta1 eta2 step_size1 step_size2"};
   T grad_scale, eta1, eta2, step_size1, step_size2;
 
@@ -160,7 +160,7 @@ struct Muon {
 // Polyak, Juditsky (1992): the average of the iterates, from t0 on.
 template <class T>
 struct Asgd {
-  static constexpr Names names{"asgd", "ax", "grad_scale weight_decay decay lr share rest"};
+  static constexpr Names names{"asgd", "ax!", "grad_scale weight_decay decay lr share rest"};
   T grad_scale, weight_decay, decay, lr, share, rest;
 
   void operator()(T g, T& p, T& ax) const {
@@ -174,7 +174,7 @@ struct Asgd {
 // is no z yet, it is p.
 template <class T>
 struct ScheduleFreeSgd {
-  static constexpr Names names{"schedule_free_sgd", "z",
+  static constexpr Names names{"schedule_free_sgd", "z!",
                                "grad_scale weight_decay lr y_step share rest fresh"};
   T grad_scale, weight_decay, lr, y_step, share, rest, fresh;
 
@@ -189,7 +189,7 @@ struct ScheduleFreeSgd {
 
 template <class T>
 struct ScheduleFreeAdamW : ScheduleFreeSgd<T> {
-  static constexpr Names names{"schedule_free_adamw", "exp_avg_sq z",
+  static constexpr Names names{"schedule_free_adamw", "exp_avg_sq+ z!",
                                "grad_scale weight_decay lr y_step share rest fresh beta2 "
                                "one_minus_beta2 root_correction eps"};
   T beta2, one_minus_beta2, root_correction, eps;

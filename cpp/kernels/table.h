@@ -6,11 +6,24 @@ namespace fastopt {
 
 using index_t = __PTRDIFF_TYPE__;
 
-enum class Dtype { float32, float64 };
+// What an element is stored as. Rules, norms and losses compute in the first two; the others are
+// float32 numbers in fewer bytes.
+enum class Dtype : unsigned char {
+  float32,
+  float64,
+  bfloat16,
+  float16,
+  signed_8bit,
+  unsigned_8bit
+};
+constexpr int dtype_count = 6;
 
 // A step, and a sum along a row, is cut into blocks of this many elements, counted from the first
 // one: threads and tiles take whole blocks, so results do not depend on who does what.
 constexpr index_t block = 1024;
+
+// Elements of an 8-bit array have a scale for each so many.
+constexpr index_t scale_block = 256;
 
 // Norms work on rows of so few columns with a vector across the rows instead of one along them.
 constexpr index_t few_columns = 32;
@@ -25,7 +38,7 @@ using Reduce = void (*)(const double* coefficients, void* const* streams, index_
 // it first prepares one more stream, which somebody else changes as a whole before the update.
 struct Rule {
   const char* name;
-  const char* state;         // names, separated by blanks
+  const char* state;         // names, separated by blanks, with the marks of rules.h
   const char* coefficients;  // names, separated by blanks: the order of the numbers
   Dtype dtype;
   int sum_count;  // of a block
@@ -33,6 +46,20 @@ struct Rule {
   void (*combine)(double* coefficients, const double* sums, index_t size);
   void (*prepare)(const double* coefficients, void* const* streams, index_t element, index_t n);
   void (*update)(const double* coefficients, void* const* streams, index_t element, index_t n);
+};
+
+// Random bits for the elements of one array, for one rounding.
+struct Key {
+  unsigned word[2];
+};
+
+// How float32 numbers are stored in fewer bytes, codecs.h says which; of 8 bits from the begin of a
+// block on, with the scales from that block on.
+struct Codec {
+  void (*load)(const void* from, const float* scales, index_t n, float* to);
+  void (*store)(const float* from, index_t n, void* to, float* scales);
+  // The elements from this index on, rounded at random; or nullptr.
+  void (*store_at_random)(const float* from, index_t element, index_t n, Key key, void* to);
 };
 
 // Rows of `columns` numbers that lie one after the other, each with its target: q = class_weight at
@@ -190,8 +217,9 @@ struct Table {
   // By Dtype: of the coefficient 2^exponent, the sums of the squares of the gradients times that,
   // and of zeros, NaN where an element is infinite or NaN.
   Reduce gradient_norm[2];
-  Softmax softmax[2];  // by Dtype
-  Norm norm[2];        // by Dtype
+  Codec codec[dtype_count];  // by Dtype; none for what is computed in
+  Softmax softmax[2];        // by Dtype
+  Norm norm[2];              // by Dtype
 };
 
 }  // namespace fastopt

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from fastopt import _core, _state
 from fastopt._checks import number, switch
 from fastopt._tree import Array, Tree, named_arrays, rebuild
+from fastopt.codecs import compute_dtype
 
 
 class ExponentialMovingAverage:
@@ -35,7 +36,7 @@ class ExponentialMovingAverage:
     Parameters
     ----------
     params : array or tree of arrays
-        float32 or float64, as for an optimizer.
+        As for an optimizer; averages of float16 and bfloat16 are float32.
     decay : float
         In [0, 1); 0.999 averages over about 1000 updates.
     bias_correction : bool, default True
@@ -73,7 +74,11 @@ class ExponentialMovingAverage:
         self._set_options(name, decay, bias_correction)
         self._params = params
         self._averages = rebuild(
-            params, [np.zeros_like(array, subok=False) for array in named_arrays(params).values()]
+            params,
+            [
+                np.zeros_like(array, dtype=compute_dtype(array.dtype), subok=False)
+                for array in named_arrays(params).values()
+            ],
         )
         self._bound = _core.BoundOptimizer(name, self._averages, False)
         for i in range(len(self._bound.names)):
@@ -269,7 +274,7 @@ class ExponentialMovingAverage:
             where = f"{caller}: params['{name}']"
             if array.shape != average.shape:
                 raise ValueError(f"{where} has shape {array.shape}, its average {average.shape}")
-            if array.dtype != average.dtype:
+            if compute_dtype(array.dtype) != average.dtype:
                 raise TypeError(f"{where} has dtype {array.dtype}, its average {average.dtype}")
         return live
 

@@ -12,6 +12,7 @@ from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["AdaBelief", "Yogi"]
 
@@ -71,6 +72,7 @@ class AdaBelief(Optimizer):
         weight_decay: NonNegative = 0.0,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 
@@ -140,6 +142,7 @@ class Yogi(Optimizer):
         weight_decay: NonNegative = 0.0,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

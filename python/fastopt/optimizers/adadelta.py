@@ -10,6 +10,7 @@ import numpy as np
 from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Fraction, NonNegative, Rate, Switch
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["Adadelta"]
 
@@ -69,6 +70,7 @@ class Adadelta(Optimizer):
         weight_decay: NonNegative = 0.0,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

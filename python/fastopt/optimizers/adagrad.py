@@ -11,6 +11,7 @@ from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["Adagrad"]
 
@@ -76,6 +77,7 @@ class Adagrad(Optimizer):
         *,
         maximize: Switch = False,
         root_mean_square: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

@@ -12,6 +12,7 @@ from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer, caution, with_decay
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["Adam", "AdamW"]
 
@@ -78,6 +79,7 @@ class Adam(Optimizer):
         *,
         maximize: Switch = False,
         decoupled_weight_decay: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 
@@ -148,6 +150,7 @@ class AdamW(Adam):
         *,
         maximize: Switch = False,
         cautious: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         Optimizer.__init__(self, params, locals())
 

@@ -11,6 +11,7 @@ import numpy as np
 from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer
 from fastopt.optimizers.options import NonNegative, Rate, Switch, ThreeBetas
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["Adan"]
 
@@ -76,6 +77,7 @@ class Adan(Optimizer):
         no_prox: Switch = False,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

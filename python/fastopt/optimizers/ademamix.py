@@ -11,6 +11,7 @@ import numpy as np
 from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer
 from fastopt.optimizers.options import Duration, NonNegative, Rate, Switch, ThreeBetas
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["AdEMAMix"]
 
@@ -81,6 +82,7 @@ class AdEMAMix(Optimizer):
         weight_decay: NonNegative = 0.0,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

@@ -11,6 +11,7 @@ import numpy as np
 from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Betas, Exponent, NonNegative, Rate, Switch
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["ADOPT"]
 
@@ -80,6 +81,7 @@ class ADOPT(Optimizer):
         decoupled: Switch = True,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

@@ -10,6 +10,7 @@ from fastopt.averages import moved
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["ASGD"]
 
@@ -73,6 +74,7 @@ class ASGD(Optimizer):
         weight_decay: NonNegative = 0.0,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias, TypeGuard, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeAlias, TypeGuard, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _core, _state
 from fastopt._checks import number, shown
+from fastopt._state import Entry
 from fastopt._tree import Array
+from fastopt.optimizers import storage
 from fastopt.optimizers.groups import ParamGroup, States, did_you_mean, writable
 from fastopt.optimizers.options import Maybe, Range, Schedule
 from fastopt.optimizers.states import State
@@ -27,9 +28,8 @@ Gradient: TypeAlias = Array | np.floating[Any] | None
 GradientTree: TypeAlias = Gradient | Mapping[Any, "GradientTree"] | Sequence["GradientTree"]
 """The same tree of gradients, with None for what has none."""
 
-AnyOptimizer = TypeVar("AnyOptimizer", bound="Optimizer")
-
 _RULES = _core.rules()
+_CODINGS = {name: coding for states, *_ in _RULES.values() for name, coding in states.items()}
 
 
 def _constants(rule: str, options: Mapping[str, Any]) -> dict[str, float]:
@@ -117,23 +117,19 @@ class Optimizer:
         else:
             cls.ranges = {**cls.ranges, **declared}
 
-    def __new__(cls: type[AnyOptimizer], *args: Any, **options: Any) -> AnyOptimizer:
-        """Say what a misspelt option may have meant, as Python does from 3.13 on."""
-        known = inspect.signature(cls.__init__).parameters
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in known.values()):
-            for name in options.keys() - known.keys():
-                meant = did_you_mean(name, known)
-                raise TypeError(f"{cls.__name__}: unknown hyper-parameter {name!r}{meant}")
-        return super().__new__(cls)
-
     def __init__(self, params: ArrayTree | None, options: Mapping[str, Any]) -> None:
         """Bind the parameters, if there are any; `options` are the locals of ``__init__``."""
-        self._defaults = {
+        own = {
             name: value
             for name, value in options.items()
-            if name not in ("self", "params", "__class__")
+            if name not in ("self", "params", "storage", "__class__")
         }
-        self._defaults = self._checked(self._defaults)
+        self._defaults = own
+        given = options.get("storage", {})
+        for name in given.keys() - storage.DEFAULTS.keys():
+            meant = did_you_mean(name, {*own, *storage.DEFAULTS})
+            raise TypeError(f"{type(self).__name__}: unknown hyper-parameter {name!r}{meant}")
+        self._defaults = self._checked({**own, **given})
         self._forget()
         if params is not None:
             self._bind(params)
@@ -432,15 +428,16 @@ class Optimizer:
             for name, shared in group._numbers.items():
                 arrays[f"param_groups.{i}.{name}"] = shared
         if self._bound is not None:
-            started = self._bound.started.tolist()
-            for i, (parameter, state) in enumerate(self.state.items()):
-                for name, array in state.items():
+            started, counts = self._bound.started.tolist(), self._bound.counts
+            for i, parameter in enumerate(self._bound.names):
+                arrays[f"state.{parameter}.step"] = counts[i]
+                for name, array in storage.saved(self._states[i]).items():
                     late = self._declared(name).initial is None
                     if not late or started[i] or array.any():
                         arrays[f"state.{parameter}.{name}"] = array
         return {key: np.array(value, order="C") for key, value in arrays.items()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """
         Take over the state and the hyper-parameters of another optimizer on equal parameters.
 
@@ -448,12 +445,17 @@ class Optimizer:
         ----------
         state_dict : mapping of str to array or number
             What `state_dict` returned, also after a file: ``opt.load_state_dict(np.load(file))``.
-            This optimizer keeps its own ``lr`` where that is a schedule, or the other's was.
+            This optimizer keeps its own ``lr`` where that is a schedule, or the other's was, and
+            its own ``state_dtype``, ``master_weights`` and ``rounding``.
+        convert : bool, default False
+            Take over states that are stored otherwise, too: rounded to this optimizer's
+            ``state_dtype``, and with a master made of the parameter where there was none.
 
         Raises
         ------
         TypeError, ValueError
-            If names, shapes or dtypes differ: the message says which. Nothing is changed then.
+            If names, shapes, dtypes or storages differ: the message says which. Nothing is changed
+            then.
 
         Examples
         --------
@@ -472,32 +474,22 @@ class Optimizer:
         own = [array for states in self._states for array in states.values()]
         given = _state.read(caller, state_dict, [bound.counts, *own])
         all_options = self._options_in(caller, given)
-        wanted: dict[str, _state.Entry] = dict.fromkeys(("steps", "skipped_steps"), ((), "count"))
-        for i, group in enumerate(self._groups):
-            for name, value in all_options[i].items():
-                key = f"param_groups.{i}.{name}"
-                if key in given or (name != "lr" and value is not None):
+        all_names = {
+            group._index: self._names_in(group, options, given)
+            for group, options in zip(self._groups, all_options, strict=True)
+        }
+        wanted: dict[str, Entry] = dict.fromkeys(("steps", "skipped_steps"), ((), "count"))
+        for group, options in zip(self._groups, all_options, strict=True):
+            for name, value in options.items():
+                key = f"param_groups.{group._index}.{name}"
+                needed = name != "lr" and value is not None and name not in storage.DEFAULTS
+                if key in given or needed:
                     wanted[key] = (np.shape(_state.encoded(value)), None)
             for name, shared in group._numbers.items():
-                wanted[f"param_groups.{i}.{name}"] = (shared.shape, shared.dtype)
-        all_names = {}
-        bound_names, arrays = bound.names, bound.params
-        for group, options in zip(self._groups, all_options, strict=True):
-            owners = [f"state.{bound_names[i]}." for i in group._arrays]
-            names = self._state_names(self._rule(options))
-            kept = [
-                name
-                for name in (state.name for state in self._special_states if state.optional)
-                if name not in names and any(owner + name in given for owner in owners)
-            ]
-            all_names[group._index] = [*names, *kept]
-            for owner, i in zip(owners, group._arrays, strict=True):
-                wanted[owner + "step"] = ((), "count")
-                for name in all_names[group._index]:
-                    needed = name not in kept and self._declared(name).initial is not None
-                    if needed or owner + name in given:
-                        like = np.empty(()) if self._declared(name).number else arrays[i]
-                        wanted[owner + name] = (like.shape, like.dtype)
+                wanted[f"param_groups.{group._index}.{name}"] = (shared.shape, shared.dtype)
+            for i in group._arrays:
+                names = all_names[group._index]
+                wanted |= self._entries_of(i, names, options, given, caller, convert)
         _state.check_keys(caller, given, wanted)
         _state.check_entries(caller, given, wanted)
         with bound:
@@ -506,13 +498,67 @@ class Optimizer:
             )
             self._take(bound, given)
 
+    def _names_in(
+        self, group: ParamGroup, options: Mapping[str, Any], given: Mapping[str, Array]
+    ) -> list[str]:
+        """The states of a group in a state_dict: those of its rule, and optional ones beside."""
+        names = self._state_names(self._rule(options))
+        assert self._bound is not None
+        owners = [f"state.{self._bound.names[i]}." for i in group._arrays]
+        return names + [
+            state.name
+            for state in self._special_states
+            if state.optional
+            and state.name not in names
+            and any(owner + state.name in given for owner in owners)
+        ]
+
+    def _entries_of(
+        self,
+        index: int,
+        names: Sequence[str],
+        options: Mapping[str, Any],
+        given: dict[str, Array],
+        caller: str,
+        convert: bool,
+    ) -> dict[str, Entry]:
+        """What a state_dict must have for an array; what is to be converted is so afterwards."""
+        assert self._bound is not None
+        param, prefix = self._bound.params[index], f"state.{self._bound.names[index]}."
+        form = storage.Format(options, param)
+        codings = {name: _CODINGS[name] for name in names if name in _CODINGS}
+        order = storage.order_of(storage.model_of(self._states[index], param))
+        if convert:
+            storage.convert(
+                prefix, form, codings, given, param, order, (storage.of(options)["seed"], index)
+            )
+        storage.check_same(caller, prefix, form, codings, given, order)
+        wanted: dict[str, Entry] = {prefix + "step": ((), "count")}
+        for name in names:
+            declared = self._declared(name)
+            needed = declared.initial is not None and not (
+                declared.optional and name not in self._state_names(self._rule(options))
+            )
+            if needed or prefix + name in given:
+                entries = form.entries(name, codings.get(name, "none"))
+                if declared.number:
+                    entries = {name: ((), np.dtype(np.float64))}
+                wanted |= {prefix + key: entry for key, entry in entries.items()}
+        if form.has_master:
+            wanted[prefix + storage.MASTER] = (param.shape, np.dtype(np.float32))
+        if prefix + storage.ORDER in given:
+            wanted[prefix + storage.ORDER] = ((param.ndim,), None)
+        return wanted
+
     def _options_in(self, caller: str, given: Mapping[str, Array]) -> list[dict[str, Any]]:
         """The groups' hyper-parameters in a state; a schedule stays."""
         all_options = []
         for i, group in enumerate(self._groups):
-            keys = {name: f"param_groups.{i}.{name}" for name in group._options}
+            names = {*group._options, "seed"} - storage.FIXED
+            keys = {name: f"param_groups.{i}.{name}" for name in names}
             left_out = {name for name in keys if isinstance(self.ranges.get(name), Maybe)}
-            needed = {key for name, key in keys.items() if name != "lr" and name not in left_out}
+            spared = {"lr", "seed", *left_out}
+            needed = {key for name, key in keys.items() if name not in spared}
             _state.check_keys(caller, given, needed, given)
             values = {
                 name: _state.decoded(given[key], getattr(self.ranges.get(name), "text", False))
@@ -523,6 +569,7 @@ class Optimizer:
                 {
                     **group._options,
                     **dict.fromkeys(left_out),
+                    "seed": storage.DEFAULTS["seed"],
                     **values,
                 }
             )
@@ -585,14 +632,16 @@ class Optimizer:
         caller = type(self).__name__
         checked = {}
         for name, value in options.items():
-            if name not in self._defaults:
-                meant = did_you_mean(name, self._defaults)
+            known = {*self._defaults, *storage.DEFAULTS}
+            if name not in known:
+                meant = did_you_mean(name, known)
                 raise ValueError(f"{caller}: unknown hyper-parameter {name!r}{meant}")
-            declared = self.ranges.get(name)
+            declared = self.ranges.get(name) or storage.RANGES.get(name)
             where = f"{caller}: {name}"
             checked[name] = value if declared is None else declared.check(where, value)
         self._check_together(checked)
-        return checked
+        usual = storage.DEFAULTS.items()
+        return {name: value for name, value in checked.items() if (name, value) not in usual}
 
     @staticmethod
     def _is_grouped(params: object) -> TypeGuard[Groups]:
@@ -658,6 +707,14 @@ class Optimizer:
                 index: self._checked({**self._groups[index]._options, **new})
                 for index, new in changes.items()
             }
+            for index, options in all_options.items():
+                before, after = storage.of(self._groups[index]._options), storage.of(options)
+                for name in storage.FIXED:
+                    if after[name] != before[name]:
+                        raise ValueError(
+                            f"{type(self).__name__}: {name} is {before[name]!r} from the group's "
+                            f"begin on, and cannot become {after[name]!r}"
+                        )
             self._set_options(bound, self._groups, self._states, all_options)
 
     def _set_options(
@@ -675,44 +732,79 @@ class Optimizer:
         new ones are filled.
         """
         prepared = []
+        params, paths = bound.params, bound.names
         for index, options in all_options.items():
             group, rule = groups[index], self._rule(options)
-            known = list(states[group._arrays[0]]) if group._arrays else []
+            own = {paths[i]: params[i] for i in group._arrays}
+            known = storage.names_in(states[group._arrays[0]]) if group._arrays else []
             names = self._state_names(rule)
             names += [name for name in known if name not in names]
             if all_names is not None:
                 names = list(all_names[index])
-            new: list[dict[str, NDArray[Any]]] = []
+            new: list[storage.State] = []
+            forms: list[storage.Format] = []
             if bound is not self._bound or rule != group._rule or names != known:
-                new = [{} for _ in group._arrays]
-                for position, name in enumerate(names):
-                    if name in known:
-                        arrays = [states[i][name] for i in group._arrays]
-                    else:
-                        declared = self._declared(name)
-                        value = declared.fill(options)
-                        if declared.number:
-                            arrays = _core.new_numbers(len(group._arrays), value)
-                        else:
-                            arrays = bound.new_states(group._arrays, value, position)
-                    for state, array in zip(new, arrays, strict=True):
-                        state[name] = array
-            constants = _constants(rule, options), self._between(options)
-            prepared.append((group, options, rule, constants, new))
+                storage.check(type(self).__name__, options, _RULES[rule][0].values(), own)
+                forms = [storage.Format(options, param) for param in own.values()]
+                before = [states[i] for i in group._arrays]
+                new = self._new_states(names, options, forms, list(own.values()), before)
+            constants = (
+                _constants(rule, options),
+                self._between(options),
+                storage.of(options)["seed"],
+            )
+            prepared.append((group, options, rule, constants, forms, new))
         numbers = [state.name for state in self._special_states if state.number == "array"]
         # Nothing is changed before this point: memory for the states may have run out.
-        for group, options, rule, constants, new in prepared:
+        for group, options, rule, constants, forms, new in prepared:
             bound.set_constants(group._index, rule, *constants)
-            for i, state in zip(group._arrays, new, strict=False):
-                arrays = [state[name] for name in _RULES[rule][0]]
-                own = {name: state[name] for name in numbers}
-                bound.bind(i, rule, arrays, {**own, **group._numbers})
+            for i, form, state in zip(group._arrays, forms, new, strict=False):
+                bound.bind(
+                    i,
+                    rule,
+                    [state[name] for name in _RULES[rule][0]],
+                    {**{name: state[name] for name in numbers}, **group._numbers},
+                    storage.scales_of(state),
+                    state.get(storage.MASTER),
+                    form.is_rounded_at_random,
+                )
                 states[i] = state
             group._options, group._rule = options, rule
 
+    def _new_states(
+        self,
+        names: Sequence[str],
+        options: Mapping[str, Any],
+        forms: Sequence[storage.Format],
+        params: Sequence[Array],
+        before: Sequence[storage.State],
+    ) -> list[storage.State]:
+        """The states of these names, of every parameter; those of before stay."""
+        models = [storage.model_of(*pair) for pair in zip(before, params, strict=True)]
+        states: list[storage.State] = [{} for _ in params]
+        for position, name in enumerate(names):
+            declared = self._declared(name)
+            if before and name in before[0]:
+                new = [storage.part_of(state, name) for state in before]
+            elif declared.number:
+                arrays = _core.new_numbers(len(params), declared.fill(options))
+                new = [{name: array} for array in arrays]
+            else:
+                coding, value = _CODINGS[name], declared.fill(options)
+                new = storage.new_states(name, coding, value, position, forms, models)
+            for state, part in zip(states, new, strict=True):
+                state.update(part)
+        for state, old, form, param in zip(states, before, forms, params, strict=True):
+            if form.has_master:
+                master = old.get(storage.MASTER)
+                state[storage.MASTER] = (
+                    storage.new_master(param, len(names)) if master is None else master
+                )
+        return states
+
     def _state_names(self, rule: str) -> list[str]:
         numbers = [state.name for state in self._special_states if state.number == "array"]
-        return _RULES[rule][0] + numbers
+        return [*_RULES[rule][0], *numbers]
 
     def _declared(self, state: str) -> State:
         special = (s for s in self._special_states if s.name == state)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fastopt import _core
 from fastopt._checks import shown
+from fastopt.optimizers.storage import bfloat16
 
 if TYPE_CHECKING:
     from fastopt.optimizers.base import ArrayTree, Optimizer
@@ -52,7 +53,10 @@ class States(Mapping[str, Mapping[str, NDArray[Any]]]):
 
     def __getitem__(self, parameter: str) -> Mapping[str, NDArray[Any]]:
         i = self._positions[parameter]
-        views = {name: array.view() for name, array in self._states[i].items()}
+        views = {
+            name: array.view(bfloat16() if array.dtype == np.uint16 else array.dtype)
+            for name, array in self._states[i].items()
+        }
         return MappingProxyType({"step": self._counts[i : i + 1].reshape(()), **views})
 
     def __iter__(self) -> Iterator[str]:

@@ -13,6 +13,7 @@ from fastopt.optimizers.base import ArrayTree, Optimizer, caution, decayed
 from fastopt.optimizers.options import Betas, Finite, NonNegative, Rate, Switch
 from fastopt.optimizers.sgd import SGD, sgd
 from fastopt.optimizers.states import State
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["LAMB", "LARS"]
 
@@ -85,6 +86,7 @@ class LARS(Optimizer):
         always_adapt: Switch = False,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 
@@ -173,6 +175,7 @@ class LAMB(Optimizer):
         *,
         maximize: Switch = False,
         cautious: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

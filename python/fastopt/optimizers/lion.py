@@ -11,6 +11,7 @@ from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer, caution
 from fastopt.optimizers.options import Betas, Decay, NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["Lion", "SignSGD"]
 
@@ -69,6 +70,7 @@ class Lion(Optimizer):
         *,
         maximize: Switch = False,
         cautious: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 
@@ -132,6 +134,7 @@ class SignSGD(Optimizer):
         weight_decay: NonNegative = 0.0,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

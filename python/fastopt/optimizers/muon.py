@@ -21,6 +21,7 @@ from fastopt.optimizers.options import (
     Switch,
     ThreeNumbers,
 )
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["Muon"]
 
@@ -104,6 +105,7 @@ class Muon(Optimizer):
         adjust_lr_fn: Adjustment = None,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

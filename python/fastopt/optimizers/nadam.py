@@ -12,6 +12,7 @@ from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer, caution, with_decay
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["NAdam", "NAdamW"]
 
@@ -77,6 +78,7 @@ class NAdam(Optimizer):
         decoupled_weight_decay: Switch = False,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 
@@ -162,6 +164,7 @@ class NAdamW(Optimizer):
         *,
         maximize: Switch = False,
         cautious: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

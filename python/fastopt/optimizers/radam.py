@@ -11,6 +11,7 @@ import numpy as np
 from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer, with_decay
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["RAdam"]
 
@@ -77,6 +78,7 @@ class RAdam(Optimizer):
         decoupled_weight_decay: Switch = False,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

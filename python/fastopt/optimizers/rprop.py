@@ -11,6 +11,7 @@ from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer
 from fastopt.optimizers.options import Etas, Rate, StepSizes, Switch
 from fastopt.optimizers.states import State
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["Rprop"]
 
@@ -71,6 +72,7 @@ class Rprop(Optimizer):
         step_sizes: StepSizes = (1e-6, 50.0),
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

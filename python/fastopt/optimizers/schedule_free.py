@@ -17,6 +17,7 @@ from fastopt.averages import moved
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Finite, NonNegative, Number, Rate, Several, Switch
 from fastopt.optimizers.states import State
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["ScheduleFreeAdamW", "ScheduleFreeSGD"]
 
@@ -127,14 +128,14 @@ class _ScheduleFree(Optimizer):
     def state_dict(self) -> dict[str, NDArray[Any]]:
         return {**super().state_dict(), "training": np.array(self._training)}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         caller = f"{type(self).__name__}.load_state_dict"
         given = _state.read(caller, state_dict, [])
         _state.check_keys(caller, given, {"training"}, given)
         training = given.pop("training")
         if training.shape != () or training.dtype != np.bool_:
             raise TypeError(f"{caller}: training is {shown(training.tolist())}, expected a bool")
-        super().load_state_dict(given)
+        super().load_state_dict(given, convert=convert)
         self._training = bool(training)
         self._momenta = [self._momentum_of(group._options) for group in self._groups]
 
@@ -220,6 +221,7 @@ class ScheduleFreeSGD(_ScheduleFree):
         weight_lr_power: Finite = 2.0,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 
@@ -288,6 +290,7 @@ class ScheduleFreeAdamW(_ScheduleFree):
         weight_lr_power: Finite = 2.0,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

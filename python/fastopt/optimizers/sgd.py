@@ -11,6 +11,7 @@ from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Finite, NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["SGD"]
 
@@ -93,6 +94,7 @@ class SGD(Optimizer):
         *,
         maximize: Switch = False,
         zero_start: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

@@ -11,6 +11,7 @@ import numpy as np
 from fastopt._tree import Array
 from fastopt.optimizers.base import ArrayTree, Optimizer
 from fastopt.optimizers.options import Betas, NonNegative, Rate, Switch
+from fastopt.optimizers.storage import Storage, Unpack
 
 __all__ = ["StableAdamW"]
 
@@ -71,6 +72,7 @@ class StableAdamW(Optimizer):
         weight_decay: NonNegative = 1e-2,
         *,
         maximize: Switch = False,
+        **storage: Unpack[Storage],
     ) -> None:
         super().__init__(params, locals())
 

@@ -1,0 +1,164 @@
+// float32 numbers in fewer bytes, and back: fastopt.codecs says it in NumPy. Included by
+// kernels.cpp inside the namespace of one ISA.
+//
+// Only integers decide what is stored, so that no mode of the processor changes it: subnormal
+// numbers are neither read as zero nor made zero here.
+
+using Word = unsigned;
+
+inline Word bits_of(float x) {
+  return __builtin_bit_cast(Word, x);
+}
+inline float float_of(Word bits) {
+  return __builtin_bit_cast(float, bits);
+}
+
+constexpr Word sign_bit = 0x80000000u, infinity_bits = 0x7f800000u, nan_bits = 0x7fc00000u;
+constexpr Word one_bits = 0x3f800000u, smallest_normal = 0x00800000u;
+
+// bfloat16: the upper half of a float32.
+
+// Any NaN is one.
+inline unsigned short bfloat16_of(Word bits, Word rounded) {
+  const bool is_nan = (bits & ~sign_bit) > infinity_bits;
+  return static_cast<unsigned short>(is_nan ? 0x7fc0 : rounded >> 16);
+}
+
+inline void load_bfloat16(const void* from, const float*, index_t n, float* __restrict to) {
+  const auto* __restrict x = static_cast<const unsigned short*>(from);
+#pragma omp simd
+  for (index_t i = 0; i < n; ++i) to[i] = float_of(Word(x[i]) << 16);
+}
+
+inline void store_bfloat16(const float* __restrict from, index_t n, void* to, float*) {
+  auto* __restrict y = static_cast<unsigned short*>(to);
+#pragma omp simd
+  for (index_t i = 0; i < n; ++i) {
+    const Word bits = bits_of(from[i]);
+    y[i] = bfloat16_of(bits, bits + 0x7fff + (bits >> 16 & 1));
+  }
+}
+
+// Two elements have a word, the one of the even index its lower half.
+inline void store_bfloat16_at_random(const float* __restrict from, index_t element, index_t n,
+                                     Key key, void* to) {
+  constexpr index_t pairs = block / 2;
+  Word words[pairs];
+  const auto first = static_cast<Word>(element / 2);
+#pragma omp simd
+  for (index_t i = 0; i < pairs; ++i) {
+    Word w = (first + static_cast<Word>(i)) ^ key.word[0];
+    w = ((w ^ w >> 16) * 0x7feb352du) ^ key.word[1];
+    w = (w ^ w >> 15) * 0x846ca68bu;
+    words[i] = w ^ w >> 16;
+  }
+  unsigned short random[block];
+  __builtin_memcpy(random, words, sizeof random);
+  auto* __restrict y = static_cast<unsigned short*>(to);
+#pragma omp simd
+  for (index_t i = 0; i < n; ++i) {
+    const Word bits = bits_of(from[i]);
+    y[i] = bfloat16_of(bits, bits + random[i]);
+  }
+}
+
+// float16: five bits of exponent; its subnormal numbers are normal ones here.
+
+inline void load_float16(const void* from, const float*, index_t n, float* __restrict to) {
+  const auto* __restrict x = static_cast<const unsigned short*>(from);
+#pragma omp simd
+  for (index_t i = 0; i < n; ++i) {
+    const Word magnitude = Word(x[i] & 0x7fff) << 13, sign = Word(x[i] & 0x8000) << 16;
+    const Word normal = magnitude + (Word(127 - 15) << 23);
+    const Word special = magnitude + (Word(255 - 31) << 23);  // infinite or NaN
+    const Word small = bits_of(float(int(x[i] & 0x7fff)) * 0x1p-24f);
+    const Word large = magnitude >= Word(31) << 23 ? special : normal;
+    to[i] = float_of((magnitude < Word(1) << 23 ? small : large) | sign);
+  }
+}
+
+inline void store_float16(const float* __restrict from, index_t n, void* to, float*) {
+  auto* __restrict y = static_cast<unsigned short*>(to);
+  constexpr Word smallest = Word(127 - 14) << 23, beyond = Word(127 + 16) << 23;
+#pragma omp simd
+  for (index_t i = 0; i < n; ++i) {
+    const Word bits = bits_of(from[i]), magnitude = bits & ~sign_bit, sign = bits >> 16 & 0x8000;
+    const Word normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - (Word(127 - 15) << 23)) >> 13;
+    // Rounds at 2^-24, the last place of 0.5.
+    const Word small = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
+    const Word special = magnitude > infinity_bits ? 0x7e00 | (magnitude >> 13 & 0x3ff) : 0x7c00;
+    const Word finite = magnitude < smallest ? small : normal;
+    y[i] = static_cast<unsigned short>((magnitude >= beyond ? special : finite) | sign);
+  }
+}
+
+// 8 bits: an exponent and three bits of mantissa, of the magnitude beside the largest of its block,
+// shifted so that 0 is a number and small ones are linear: ((1 + (u & 7) / 8) 2^(u >> 3) - 1) /
+// top. With a sign, u has 7 bits, without one 8.
+template <bool is_signed>
+struct EightBits {
+  static constexpr Word top_code = is_signed ? 127 : 255;
+  static constexpr float top = is_signed ? 0x1.ep15f - 1 : 0x1.ep31f - 1;
+  static constexpr int mantissa_shift = 20;  // of a float32's 23 bits, three are left
+
+  static void load(const void* from, const float* scales, index_t n, float* to) {
+    const auto* codes = static_cast<const unsigned char*>(from);
+    for (index_t begin = 0; begin < n; begin += scale_block) {
+      const index_t end = begin + scale_block < n ? begin + scale_block : n;
+      load_block(codes + begin, *scales++ / top, end - begin, to + begin);
+    }
+  }
+
+  static void store(const float* from, index_t n, void* to, float* scales) {
+    auto* codes = static_cast<unsigned char*>(to);
+    for (index_t begin = 0; begin < n; begin += scale_block) {
+      const index_t end = begin + scale_block < n ? begin + scale_block : n;
+      *scales++ = store_block(from + begin, end - begin, codes + begin);
+    }
+  }
+
+ private:
+  static void load_block(const unsigned char* __restrict codes, float unit, index_t n,
+                         float* __restrict to) {
+#pragma omp simd
+    for (index_t i = 0; i < n; ++i) {
+      const Word u = codes[i] & top_code;
+      const float magnitude = (float_of(one_bits + (u << mantissa_shift)) - 1) * unit;
+      to[i] = is_signed ? float_of(bits_of(magnitude) | Word(codes[i] & 0x80) << 24) : magnitude;
+    }
+  }
+
+  // Returns the scale. A block of numbers too small for one is zero; where one is infinite or NaN,
+  // all are NaN.
+  static float store_block(const float* __restrict from, index_t n,
+                           unsigned char* __restrict codes) {
+    int largest = 0;
+#pragma omp simd reduction(max : largest)
+    for (index_t i = 0; i < n; ++i) {
+      const int magnitude = int(bits_of(from[i]) & ~sign_bit);
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    const bool is_number = largest < int(infinity_bits);
+    if (!is_number || largest < int(bits_of(smallest_scale))) {
+      __builtin_memset(codes, 0, static_cast<__SIZE_TYPE__>(n));
+      return is_number ? 0 : float_of(nan_bits);
+    }
+    const float scale = float_of(Word(largest)), unit = top / scale;
+#pragma omp simd
+    for (index_t i = 0; i < n; ++i) {
+      const Word bits = bits_of(from[i]), magnitude = bits & ~sign_bit;
+      const Word half = Word(1) << (mantissa_shift - 1);
+      const Word rounded = bits_of(float_of(magnitude) * unit + 1) + half - one_bits;
+      Word u = rounded >> mantissa_shift;
+      if (is_signed) {
+        u |= u == 0 ? 0 : bits >> 24 & 0x80;
+      } else {
+        u = u == 0 && magnitude >= smallest_normal ? 1 : u;  // no divisor becomes zero
+      }
+      codes[i] = static_cast<unsigned char>(u);
+    }
+    return scale;
+  }
+
+  static constexpr float smallest_scale = 0x1p-90f;
+};
