@@ -57,6 +57,12 @@ def test_pages_with_code_are_found() -> None:
     assert {"README.md", "lectures.md", "optimizers.md"} <= {page.name for page in WITH_CODE}
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 def test_the_readme_lists_every_optimizer() -> None:
     row = next(
         line for line in (ROOT / "README.md").read_text().splitlines() if "| Optimizers |" in line
