@@ -11,6 +11,7 @@ namespace fastopt {
 
 void bind_losses(py::module_& m);
 void bind_norm(py::module_& m);
+void bind_tensor_optimizer(py::module_& m);
 
 namespace {
 
@@ -112,4 +113,5 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
 
   bind_losses(m);
   bind_norm(m);
+  bind_tensor_optimizer(m);
 }

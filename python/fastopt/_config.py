@@ -142,6 +142,11 @@ def get_config() -> Config:
     )
 
 
+def threads_are_chosen() -> bool:
+    """Return whether the user has said how many threads fastopt, and it alone, takes."""
+    return _thread_source in ("set_config", "FASTOPT_NUM_THREADS")
+
+
 def set_config(
     *, num_threads: int | None = None, isa: str | None = None, denormals: str | None = None
 ) -> None:

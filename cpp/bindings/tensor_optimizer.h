@@ -1,0 +1,129 @@
+// The optimizer behind torch's: it steps the tensors that groups and states hold at each step, by
+// the core that NumPy's arrays are stepped by.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "coefficients.h"
+#include "core/step.h"
+#include "tensors.h"
+
+namespace fastopt {
+
+class TensorOptimizer {
+ public:
+  // `caller` begins every message; groups have these options; tensors of these classes are plain.
+  TensorOptimizer(const std::string& caller, const std::vector<py::str>& options,
+                  const py::tuple& classes)
+      : caller_(caller), options_(options), tensors_(classes) {}
+
+  // What the owner says of a group whose options are not what they were: the rule, those of its
+  // coefficients that do not change from step to step, what changes a stack of what it prepares, or
+  // None, its states of one number, "step" first where steps are counted, the other ones, and
+  // whether options are other objects when they change.
+  void declare(size_t group, const std::string& rule, const py::dict& constants,
+               const py::object& between, const std::vector<py::str>& scalars,
+               const std::vector<py::str>& states, bool settled);
+
+  struct Request {
+    double loss_scale;
+    std::optional<double> max_norm;
+    bool skip_nonfinite, zero_grads;
+    bool measured() const { return max_norm || skip_nonfinite; }
+  };
+  struct Result {
+    std::optional<double> norm;  // of all gradients, where it was asked for
+    bool skipped = false;
+    py::list changed;  // tensors
+  };
+
+  // Steps all parameters in the owner's `param_groups` that have a gradient, or none. Their states
+  // are in its `state` when a step was made. It also has `_regroup(group index)`,
+  // `_plain(tensor, where, group index, measured)`, `_new_states(parameter, group index, names)`
+  // and `_fold(group index, t, started[, numbers])`.
+  Result step(const Settings& settings, py::handle owner, const Request& request);
+
+  void lock();
+  void unlock() { busy_ = false; }
+
+ private:
+  struct Group {
+    CoefficientSet constants;
+    py::object between;
+    std::vector<py::str> scalars, states;
+    bool counts_steps = false, settled = false;
+    std::vector<py::object> seen;  // the options
+  };
+  struct Slot {  // what a step looks at, of one parameter
+    size_t group = 0, index = 0;
+    py::handle param, grad;  // as groups have them; held during a step, as all
+    py::dict fresh;          // states that begin with this step
+    py::object state;        // null where there was none
+    bool started = false, known = false;
+    std::int64_t t = 1;
+    Scalar step_count;
+    Scalar scalars[Numbers::most];
+    double number[Numbers::most] = {};
+    Numbers numbers;
+    const CoefficientSet* coefficients = nullptr;
+    Geometry geometry;
+    void* data[most_streams] = {};
+    std::unique_ptr<Layout> layout;  // nullptr: dense
+  };
+  class Cursor;
+
+  void look_at_options(py::handle owner, py::handle options, size_t group);
+  void look_at_group(py::handle owner, py::handle options, size_t group, Cursor& states);
+  void look_at_param(Slot& slot, py::handle owner, py::handle param, py::handle grad,
+                     Cursor& states);
+  void look_at_states(Slot& slot, py::handle owner, py::handle param);
+  DLTensor look(const Slot& slot, py::handle owner, py::handle tensor, size_t stream);
+  DLTensor look_like_param(Slot& slot, py::handle owner, py::handle tensor, size_t stream);
+  void place(Slot& slot, size_t stream, const DLTensor& tensor);
+  void choose_coefficients(py::handle owner);
+  const CoefficientSet& new_set(py::handle owner, Slot& slot);
+  void check_overlap(bool zero_grads);
+  void lay_out(Slot& slot, const Settings& settings);
+  void make_stacks();
+  void change_stacks() const;
+  Result run(const Settings& settings, const Request& request);
+  void count(const py::dict& states);
+  void let_go();
+
+  const RuleNames& rule(const Slot& slot) const { return *groups_[slot.group].constants.rule; }
+  View view_of(size_t stream) const;
+  std::string where(const Slot& slot, size_t stream) const;
+
+  std::string caller_;
+  std::vector<py::str> options_;
+  Tensors tensors_;
+  Rules rules_;
+  std::deque<Group> groups_;
+  std::deque<Slot> slots_;
+  Regions written_;  // parameters and states of the slots
+  size_t last_used_ = 0;
+  std::atomic<bool> busy_ = false;
+
+  // Of the step under way:
+  const Request* request_ = nullptr;
+  size_t used_ = 0;                  // slots, the first ones
+  bool moved_ = true;                // a parameter or a state is elsewhere than at the last step
+  std::vector<size_t> moved_grads_;  // slots
+  std::vector<py::object> held_;     // all that is looked at
+  std::deque<CoefficientSet> sets_;
+  std::vector<ArrayStep> array_steps_;
+  struct Stack {
+    size_t group;
+    Array memory;
+  };
+  std::vector<Stack> stacks_;
+};
+
+}  // namespace fastopt

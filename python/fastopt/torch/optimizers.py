@@ -1,0 +1,406 @@
+"""How a torch optimizer is made of one of this library: what torch asks for, and nothing of rules."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch.optim import optimizer as _torch_optimizer
+
+import fastopt
+from fastopt import _checks, _config, _core
+from fastopt.optimizers.base import _RULES, _constants
+from fastopt.optimizers.groups import did_you_mean
+
+# Of a step, and so of all groups together.
+_CALL: dict[str, Any] = {"max_norm": None, "skip_nonfinite": False, "zero_grads": False}
+
+# They count no steps in torch.
+_UNCOUNTED = {"SGD", "Muon"}
+
+
+def _call_option(where: str, name: str, value: Any) -> Any:
+    if name != "max_norm":
+        return _checks.switch(f"{where}: {name}", value)
+    if value is None:
+        return None
+    return _checks.number(f"{where}: {name}", value, 0.0, above=True, infinite=True)
+
+
+def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """As torch has it, but without its profiler's entry, five microseconds, where none runs."""
+    with_hooks = torch.optim.Optimizer.profile_hook_step(step)
+    before = _torch_optimizer._global_optimizer_pre_hooks
+    after = _torch_optimizer._global_optimizer_post_hooks
+    profiled = torch.autograd._profiler_enabled
+
+    @functools.wraps(step)
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        hooked = own or before or after or profiled()
+        return (with_hooks if hooked else step)(self, *args, **options)
+
+    call.hooked = True  # type: ignore[attr-defined]
+    return call
+
+
+class Door(torch.optim.Optimizer):  # type: ignore[misc]
+    """
+    What all of them share; a class that torch has comes before it, with its constructor.
+
+    Attributes
+    ----------
+    grad_norm : float or None
+        The global norm of the last step's gradients, before clipping, where ``max_norm`` or
+        ``skip_nonfinite`` asked for it.
+    skipped_steps : int
+        The number of steps that ``skip_nonfinite`` or a GradScaler left out.
+    """
+
+    _ours: ClassVar[type[fastopt.Optimizer]]
+    _signature: ClassVar[inspect.Signature]
+    _own: ClassVar[frozenset[str]]  # hyper-parameters that torch has not
+
+    # A GradScaler sets them for a step.
+    _step_supports_amp_scaling = True
+    grad_scale: torch.Tensor | None = None
+    found_inf: torch.Tensor | None = None
+
+    grad_norm: float | None = None
+    skipped_steps = 0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        values = self._signature.bind(*args, **options)
+        values.apply_defaults()
+        given = values.arguments
+        name = type(self).__name__
+        self._connect()
+        self._added = {key: _call_option(name, key, given.pop(key)) for key in _CALL}
+        params = given.pop("params")
+        if self._in_torch():
+            self._added.update((key, given.pop(key)) for key in self._own)
+            super().__init__(params, **given)
+        else:
+            super().__init__(params, given)
+
+    @classmethod
+    def _in_torch(cls) -> bool:
+        return hasattr(torch.optim, cls._ours.__name__)
+
+    def _connect(self) -> None:
+        """Make what is derived from the groups and the state, and is not saved."""
+        self._like: Any = self._ours()  # it has no parameters: its rule is asked
+        options = list(self._like.defaults)
+        classes = torch.Tensor, torch.nn.Parameter
+        self._core = _core.TensorOptimizer(type(self).__name__, options, classes)
+        self._options: dict[int, dict[str, Any]] = {}  # of groups, as the rule takes them
+        self._shared = [s for s in self._like._special_states if s.number == "group"]
+        self._pending: dict[int, dict[str, float]] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_core" not in self.__dict__:
+            self._connect()
+        for group in self.param_groups:  # of torch's own, when a state is loaded
+            for name in self._own:
+                group.setdefault(name, self.defaults[name])
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `torch.optim.Optimizer.add_param_group`."""
+        where = type(self).__name__
+        for name in _CALL:
+            if isinstance(param_group, dict) and name in param_group:
+                raise ValueError(f"{where}: {name} is of all groups: give it to the constructor")
+        for name, value in self.__dict__.pop("_added", {}).items():
+            self.defaults[name] = value
+        options = self.defaults | param_group
+        for name in ("capturable", "differentiable"):
+            if options.get(name):
+                raise ValueError(f"{where}: {name} is True, which fastopt has not")
+        self._checked({name: options[name] for name in self._like.defaults if name in options})
+        for state in self._shared:
+            param_group.setdefault(state.name, state.fill(options))
+        super().add_param_group(param_group)
+        for name in _CALL:
+            self.param_groups[-1].pop(name, None)
+
+    def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options as the rule takes them; torch has checked those of its own."""
+        plain = {}
+        for name, value in options.items():
+            if isinstance(value, (tuple, list)):
+                plain[name] = tuple(map(float, value))
+            elif isinstance(value, torch.Tensor) or type(self._like.defaults[name]) is float:
+                plain[name] = value if isinstance(value, str) else _number(value)
+            else:
+                plain[name] = value
+        ours = self._own if self._in_torch() else plain
+        for name in plain.keys() & ours:
+            where = f"{type(self).__name__}: {name}"
+            if callable(plain[name]):
+                raise TypeError(f"{where} is a function: use torch.optim.lr_scheduler")
+            if name in self._like.ranges:
+                plain[name] = self._like.ranges[name].check(where, plain[name])
+        if not self._in_torch():
+            self._like._check_together(plain)
+        return plain
+
+    # What _core asks for.
+
+    def _regroup(self, index: int) -> None:
+        """Say what a group's rule is."""
+        group = self.param_groups[index]
+        given = {name: group[name] for name in self._like.defaults}
+        self._options[index] = options = self._checked(given)
+        rule = self._like._rule(options)
+        scalars = [s.name for s in self._like._special_states if s.number == "array"]
+        if self._ours.__name__ not in _UNCOUNTED:
+            scalars.insert(0, "step")
+        self._core.declare(
+            index,
+            rule,
+            _constants(rule, options),
+            self._like._between(options),
+            scalars,
+            _RULES[rule][0],
+            all(map(_settled, given.values())),
+        )
+
+    def _fold(
+        self, index: int, t: int, started: bool, numbers: dict[str, float] | None = None
+    ) -> dict[str, float]:
+        options = self._options[index]
+        if numbers is not None or self._shared:
+            group = self.param_groups[index]
+            shared = {state.name: group[state.name] for state in self._shared}
+            options = {**options, **(numbers or {}), **shared}
+        values: dict[str, float] = self._like._coefficients(options, options["lr"], t, started)
+        if self._shared:
+            self._pending[index] = {state.name: values.pop(state.name) for state in self._shared}
+        return values
+
+    def _new_states(self, param: torch.Tensor, index: int, names: list[str]) -> dict[str, Any]:
+        states = {}
+        for name in names:
+            declared = self._like._declared(name)
+            value = declared.fill(self._options[index])
+            if name == "step":
+                states[name] = torch.zeros((), dtype=torch.float32, device="cpu")
+            elif declared.number:
+                states[name] = torch.tensor(value, dtype=torch.float64, device="cpu")
+            elif value == 0:
+                states[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            else:
+                states[name] = torch.full_like(param, value, memory_format=torch.preserve_format)
+        return states
+
+    def _plain(self, tensor: Any, where: str, index: int, measured: bool) -> torch.Tensor:
+        """The tensor itself, as one of torch's own class, or what a DTensor has here."""
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{where} is of type {type(tensor).__name__}, expected torch.Tensor")
+        if hasattr(tensor, "to_local"):
+            return self._plain(self._local(tensor, where, index, measured), where, index, measured)
+        if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+            raise TypeError(f"{where} is of type {type(tensor).__name__}, expected torch.Tensor")
+        if tensor.layout is not torch.strided:
+            raise RuntimeError(f"{where} is sparse ({tensor.layout}), expected a dense tensor")
+        if tensor.device.type != "cpu":
+            raise RuntimeError(f"{where} is on {tensor.device}, expected the cpu")
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{where} has dtype {tensor.dtype}, expected float32 or float64")
+        return tensor.detach().as_subclass(torch.Tensor)
+
+    def _local(self, tensor: Any, where: str, index: int, measured: bool) -> Any:
+        if any(placement.is_partial() for placement in tensor.placements):
+            raise RuntimeError(f"{where} is a partial sum: {tensor.placements}")
+        if any(placement.is_shard() for placement in tensor.placements):
+            if measured:
+                raise RuntimeError(
+                    f"{where} is one shard of several, and max_norm and skip_nonfinite would see "
+                    "no other: use torch.nn.utils.clip_grad_norm_"
+                )
+            rule = self._like._rule(self._options[index])
+            if _RULES[rule][2] or self._like._between(self._options[index]) is not None:
+                raise RuntimeError(f"{where} is one shard of several: the rule needs the whole")
+        with torch.no_grad():
+            return tensor.to_local()
+
+    @_hooked
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        max_norm: float | None = None,
+        skip_nonfinite: bool | None = None,
+        zero_grads: bool | None = None,
+    ) -> Any:
+        """
+        Make one step: all parameters that have a gradient, or none at all.
+
+        Parameters
+        ----------
+        closure : function, optional
+            Computes the loss and the gradients first.
+        max_norm : float, optional
+            Gradients are scaled down so that their global norm is at most this.
+        skip_nonfinite : bool, optional
+            Do nothing, and count it in ``skipped_steps``, if any element of a gradient is
+            infinite or NaN.
+        zero_grads : bool, optional
+            Set the gradients to zero once they have been used.
+
+        Returns
+        -------
+        The loss, if there is a closure. What is left out is as the constructor was told.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        options = self.defaults
+        if max_norm is not None or skip_nonfinite is not None or zero_grads is not None:
+            given = dict(zip(_CALL, (max_norm, skip_nonfinite, zero_grads), strict=True))
+            where = f"{type(self).__name__}.step"
+            options = options | {
+                name: _call_option(where, name, value)
+                for name, value in given.items()
+                if value is not None
+            }
+        if self.found_inf is not None and self.found_inf.item():
+            self._skip(options["zero_grads"])
+            return loss
+        loss_scale = 1.0 if self.grad_scale is None else self.grad_scale.item()
+        threads = 0 if _config.threads_are_chosen() else torch.get_num_threads()
+        self.grad_norm, skipped, changed = self._core.step(
+            self,
+            threads,
+            loss_scale,
+            options["max_norm"],
+            options["skip_nonfinite"],
+            options["zero_grads"],
+        )
+        # Written behind its back, they would not count as changed: a graph that has saved them
+        # would give wrong gradients.
+        torch.autograd.graph.increment_version(changed)
+        if skipped:
+            self.skipped_steps += 1
+        elif self._pending:
+            for index, numbers in self._pending.items():
+                self.param_groups[index].update(numbers)
+        self._pending.clear()
+        return loss
+
+    def _skip(self, zero_grads: bool) -> None:
+        self.skipped_steps += 1
+        if zero_grads:
+            self.zero_grad(set_to_none=False)
+
+
+class _Averaged(Door):
+    """The modes of the schedule-free rules; a group in evaluation has the momentum it began with."""
+
+    @property
+    def training(self) -> bool:
+        """Whether the parameters are what gradients are taken at."""
+        return self.param_groups[0].get("evaluated_with") is None
+
+    def eval(self) -> None:
+        """Put the average into the parameters; a second call does nothing."""
+        if self.training:
+            for group in self.param_groups:
+                momentum = self._like._momentum_of(group)
+                self._move(group, 1 - 1 / momentum)
+                group["evaluated_with"] = momentum
+
+    def train(self) -> None:
+        """Put back what gradients are taken at; a second call does nothing."""
+        if not self.training:
+            for group in self.param_groups:
+                momentum = group.pop("evaluated_with", None)
+                if momentum is not None:
+                    self._move(group, 1 - momentum)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Evaluation for a while: ``with opt.averaged(): ...``."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            if training:
+                self.train()
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _move(self, group: dict[str, Any], share: float) -> None:
+        for param in group["params"]:
+            if "z" in self.state.get(param, ()):
+                param += share * (self.state[param]["z"] - param)
+
+    def _fold(self, *args: Any) -> dict[str, float]:
+        self._like._training = self.training
+        return super()._fold(*args)
+
+
+def _number(value: Any) -> float:
+    return float(value.item() if isinstance(value, torch.Tensor) else value)
+
+
+def _settled(value: Any) -> bool:
+    """Whether a value cannot change and stay the same object."""
+    if type(value) is tuple:
+        return all(map(_settled, value))
+    return type(value) in (float, int, bool, str, type(None))
+
+
+def _signature_of(ours: type[fastopt.Optimizer], theirs: Any) -> inspect.Signature:
+    """Torch's, where it has the optimizer, with what it has not."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    own = inspect.signature(ours).parameters
+    if theirs is None:
+        first = own["params"].replace(default=inspect.Parameter.empty)
+        parameters = {**own, "params": first}
+    else:
+        parameters = dict(inspect.signature(theirs).parameters)
+        parameters |= {n: p.replace(kind=kind) for n, p in own.items() if n not in parameters}
+    for name, default in _CALL.items():
+        parameters[name] = inspect.Parameter(name, kind, default=default)
+    return inspect.Signature(
+        [p.replace(annotation=inspect.Parameter.empty) for p in parameters.values()]
+    )
+
+
+def door(ours: type[fastopt.Optimizer]) -> type[torch.optim.Optimizer]:
+    """Return the torch optimizer with the rule of this one."""
+    name = ours.__name__
+    theirs = getattr(torch.optim, name, None)
+    signature = _signature_of(ours, theirs)
+    adapter = _Averaged if hasattr(ours, "averaged") else Door
+
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        adapter.__init__(self, *args, **options)
+
+    me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[me, *signature.parameters.values()]
+    )
+    summary = (inspect.getdoc(ours) or "").partition("\n\n")[0]
+    role = "a drop-in for" if theirs is not None else "in the manner of"
+    like = f"`torch.optim.{name}`" if theirs is not None else "torch.optim"
+    known = inspect.signature(theirs).parameters if theirs is not None else ()
+    return type(
+        name,
+        (adapter,) if theirs is None else (adapter, theirs),
+        {
+            "__init__": __init__,
+            "__module__": "fastopt.torch",
+            "__doc__": f"{summary}\n\n`fastopt.{name}` over tensors on the CPU, {role} {like}.",
+            "_ours": ours,
+            "_signature": signature,
+            "_own": frozenset(ours().defaults) - set(known),
+        },
+    )
