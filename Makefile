@@ -32,8 +32,8 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m 'not torch'
 
 test-torch: $(VENV)/.installed
-	$(BIN)/python -c 'import jax, torch' 2>/dev/null || \
-		$(BIN)/python -m pip install --quiet jax 'torch==2.13.0'
+	$(BIN)/python -c 'import expecttest, jax, torch' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet expecttest jax torch==2.13.0
 	$(BIN)/python -m pytest -m 'torch and not oracle'
 
 # Without what the packages need beside PyTorch: only their optimizers are imported.

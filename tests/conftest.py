@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import hypothesis
 import pytest
@@ -11,6 +12,9 @@ from fastopt import _config, _core
 hypothesis.settings.register_profile("fastopt", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("fastopt")
 
+
+# Without torch nothing of it can be imported, and with it all of it is run by a marker.
+collect_ignore_glob = [] if find_spec("expecttest") else ["test_torch_*.py"]
 
 _core.set_parallel_from_bytes(1 << 17)  # threads share work that is cheap to compare
 

@@ -14,7 +14,11 @@ import fastopt
 OPENMP = "fastopt.libfogomp"  # a library beside _core, no module
 MODULES = [
     "fastopt",
-    *(m.name for m in pkgutil.walk_packages(fastopt.__path__, "fastopt.") if m.name != OPENMP),
+    *(
+        m.name
+        for m in pkgutil.walk_packages(fastopt.__path__, "fastopt.", onerror=lambda name: None)
+        if m.name != OPENMP and not m.name.startswith("fastopt.torch")
+    ),
 ]
 
 

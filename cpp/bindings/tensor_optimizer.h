@@ -47,31 +47,33 @@ class TensorOptimizer {
   // Steps all parameters in the owner's `param_groups` that have a gradient, or none. Their states
   // are in its `state` when a step was made. It also has `_regroup(group index)`,
   // `_plain(tensor, where, group index, measured)`, `_new_states(parameter, group index, names)`
-  // and `_fold(group index, t, started[, numbers])`.
+  // and `_fold(group index, t, started, numbers)`.
   Result step(const Settings& settings, py::handle owner, const Request& request);
 
   void lock();
   void unlock() { busy_ = false; }
 
  private:
+  static constexpr size_t grad_stream = 0, param_stream = 1, first_state_stream = 2;
+
   struct Group {
     CoefficientSet constants;
     py::object between;
-    std::vector<py::str> scalars, states;
+    std::vector<py::str> states;  // scalars, then those that are streams
+    size_t scalar_count = 0;
+    std::vector<py::str> numbers;  // the scalars but "step"
     bool counts_steps = false, settled = false;
     std::vector<py::object> seen;  // the options
   };
   struct Slot {  // what a step looks at, of one parameter
     size_t group = 0, index = 0;
     py::handle param, grad;  // as groups have them; held during a step, as all
-    py::dict fresh;          // states that begin with this step
     py::object state;        // null where there was none
+    py::object fresh;        // states that begin with this step, or null
     bool started = false, known = false;
     std::int64_t t = 1;
-    Scalar step_count;
-    Scalar scalars[Numbers::most];
-    double number[Numbers::most] = {};
-    Numbers numbers;
+    Scalar scalars[1 + Numbers::most];
+    double number[1 + Numbers::most] = {};
     const CoefficientSet* coefficients = nullptr;
     Geometry geometry;
     void* data[most_streams] = {};
@@ -79,16 +81,19 @@ class TensorOptimizer {
   };
   class Cursor;
 
+  void look_at_groups(py::handle owner);
   void look_at_options(py::handle owner, py::handle options, size_t group);
   void look_at_group(py::handle owner, py::handle options, size_t group, Cursor& states);
-  void look_at_param(Slot& slot, py::handle owner, py::handle param, py::handle grad,
-                     Cursor& states);
-  void look_at_states(Slot& slot, py::handle owner, py::handle param);
+  void look_at_param(Slot& slot, py::handle owner, Cursor& states);
+  void look_at_states(Slot& slot, py::handle owner);
+  void begin_states(Slot& slot, py::handle owner, size_t first);
+  Scalar look_at_scalar(const Slot& slot, py::handle owner, size_t held);
   DLTensor look(const Slot& slot, py::handle owner, py::handle tensor, size_t stream);
   DLTensor look_like_param(Slot& slot, py::handle owner, py::handle tensor, size_t stream);
+  void look_at_grad(Slot& slot, py::handle owner);
   void place(Slot& slot, size_t stream, const DLTensor& tensor);
   void choose_coefficients(py::handle owner);
-  const CoefficientSet& new_set(py::handle owner, Slot& slot);
+  const CoefficientSet& new_set(py::handle owner, const Slot& slot);
   void check_overlap(bool zero_grads);
   void lay_out(Slot& slot, const Settings& settings);
   void make_stacks();
@@ -106,7 +111,7 @@ class TensorOptimizer {
   Tensors tensors_;
   Rules rules_;
   std::deque<Group> groups_;
-  std::deque<Slot> slots_;
+  std::vector<Slot> slots_;
   Regions written_;  // parameters and states of the slots
   size_t last_used_ = 0;
   std::atomic<bool> busy_ = false;

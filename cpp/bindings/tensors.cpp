@@ -31,7 +31,10 @@ std::optional<Dtype> dtype_of(const DLTensor& tensor) {
   return std::nullopt;
 }
 
-Tensors::Tensors(const py::tuple& classes) : classes_(classes) {
+Tensors::Tensors(const py::tuple& classes) : owner_(classes) {
+  for (const py::handle type : classes) {
+    classes_.push_back(reinterpret_cast<PyTypeObject*>(type.ptr()));
+  }
   const py::object capsule = classes[0].attr("__dlpack_c_exchange_api__");
   const auto* api =
       static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
@@ -44,10 +47,7 @@ Tensors::Tensors(const py::tuple& classes) : classes_(classes) {
 }
 
 bool Tensors::look(py::handle object, DLTensor& tensor) const {
-  const auto is_type = [&](py::handle type) {
-    return type.ptr() == reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
-  };
-  if (std::none_of(classes_.begin(), classes_.end(), is_type)) return false;
+  if (std::ranges::find(classes_, Py_TYPE(object.ptr())) == classes_.end()) return false;
   if (look_(object.ptr(), &tensor) != 0) {
     PyErr_Clear();
     return false;
@@ -59,35 +59,32 @@ bool Tensors::look(py::handle object, DLTensor& tensor) const {
 
 bool Geometry::set_param(const DLTensor& param, size_t streams) {
   const size_t count = size_t(param.ndim) * (1 + streams);
-  const bool known = param.ndim == ndim_ && numbers_.size() == count && dtype_of(param) == dtype_ &&
-                     std::equal(param.shape, param.shape + param.ndim, numbers_.begin());
-  if (!known) {
-    dtype_ = *dtype_of(param);
-    ndim_ = param.ndim;
-    numbers_.assign(count, 0);
-    std::copy_n(param.shape, ndim_, numbers_.begin());
-  }
-  return !known;
+  if (numbers_.size() == count && fits(param)) return false;
+  dtype_ = *dtype_of(param);
+  ndim_ = param.ndim;
+  numbers_.assign(count, 0);
+  std::copy_n(param.shape, ndim_, numbers_.begin());
+  size_ = view(0, nullptr).size();
+  return true;
 }
 
 bool Geometry::fits(const DLTensor& tensor) const {
-  return tensor.ndim == ndim_ && dtype_of(tensor) == dtype_ &&
-         std::equal(tensor.shape, tensor.shape + ndim_, numbers_.begin());
+  if (tensor.ndim != ndim_ || dtype_of(tensor) != dtype_) return false;
+  bool same = true;
+  for (size_t axis = 0; axis < size_t(ndim_); ++axis) same &= tensor.shape[axis] == numbers_[axis];
+  return same;
 }
 
 bool Geometry::set_strides(size_t stream, const DLTensor& tensor) {
   index_t* const own = numbers_.data() + (1 + index_t(stream)) * ndim_;
+  const index_t item = item_size(dtype_);
   bool changed = false;
   for (index_t axis = 0; axis < ndim_; ++axis) {
-    const index_t stride = tensor.strides[axis] * item_size(dtype_);
+    const index_t stride = tensor.strides[axis] * item;
     changed |= own[axis] != stride;
     own[axis] = stride;
   }
   return changed;
-}
-
-index_t Geometry::size() const {
-  return view(0, nullptr).size();
 }
 
 std::optional<Scalar> Scalar::of(const DLTensor& tensor) {

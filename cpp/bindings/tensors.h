@@ -42,22 +42,23 @@ class Tensors {
   bool look(py::handle object, DLTensor& tensor) const;
 
  private:
-  py::tuple classes_;
+  py::tuple owner_;
+  std::vector<PyTypeObject*> classes_;
   int (*look_)(void* object, DLTensor* tensor);
 };
 
 // How the tensors of one parameter lie: its own shape, and the strides of each.
 class Geometry {
  public:
-  // False if it was known, of this many streams.
+  // True if it was not known, or had not so many streams.
   bool set_param(const DLTensor& param, size_t streams);
   // The same shape and dtype as the parameter has.
   bool fits(const DLTensor& tensor) const;
-  // False if it was known.
+  // True if they were not known.
   bool set_strides(size_t stream, const DLTensor& tensor);
 
   Dtype dtype() const { return dtype_; }
-  index_t size() const;
+  index_t size() const { return size_; }
   View view(size_t stream, void* data) const {
     return {static_cast<char*>(data), dtype_, true, ndim_, numbers_.data(), strides(stream)};
   }
@@ -69,7 +70,7 @@ class Geometry {
   }
 
   Dtype dtype_ = Dtype::float32;
-  index_t ndim_ = 0;
+  index_t ndim_ = -1, size_ = 0;
   std::vector<index_t> numbers_;  // the shape, then strides in bytes
 };
 

@@ -180,3 +180,25 @@ def check_apart(
     caller: str, written: str, output: NDArray[Any], read: str, input: NDArray[Any], /
 ) -> None: ...
 def empty_cache() -> None: ...
+
+class TensorOptimizer:
+    def __init__(self, caller: str, options: Sequence[str], classes: tuple[type, ...]) -> None: ...
+    def declare(
+        self,
+        group: int,
+        rule: str,
+        constants: dict[str, float],
+        between: Callable[[Any], None] | None,
+        scalars: Sequence[str],
+        states: Sequence[str],
+        settled: bool,
+    ) -> None: ...
+    def step(
+        self,
+        owner: Any,
+        threads: int,
+        loss_scale: float,
+        max_norm: float | None,
+        skip_nonfinite: bool,
+        zero_grads: bool,
+    ) -> tuple[float | None, bool, list[Any]]: ...

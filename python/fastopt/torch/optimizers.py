@@ -1,4 +1,4 @@
-"""How a torch optimizer is made of one of this library: what torch asks for, and nothing of rules."""
+"""How a torch optimizer is made of one of this library: nothing here knows a rule."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch.optim import optimizer as _torch_optimizer
 
-import fastopt
 from fastopt import _checks, _config, _core
 from fastopt.optimizers.base import _RULES, _constants
-from fastopt.optimizers.groups import did_you_mean
 
 # Of a step, and so of all groups together.
 _CALL: dict[str, Any] = {"max_norm": None, "skip_nonfinite": False, "zero_grads": False}
@@ -61,15 +59,12 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         The number of steps that ``skip_nonfinite`` or a GradScaler left out.
     """
 
-    _ours: ClassVar[type[fastopt.Optimizer]]
+    _ours: ClassVar[Any]  # the class of the library
     _signature: ClassVar[inspect.Signature]
     _own: ClassVar[frozenset[str]]  # hyper-parameters that torch has not
 
-    # A GradScaler sets them for a step.
+    # A GradScaler sets grad_scale and found_inf for a step.
     _step_supports_amp_scaling = True
-    grad_scale: torch.Tensor | None = None
-    found_inf: torch.Tensor | None = None
-
     grad_norm: float | None = None
     skipped_steps = 0
 
@@ -130,21 +125,16 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options as the rule takes them; torch has checked those of its own."""
-        plain = {}
-        for name, value in options.items():
-            if isinstance(value, (tuple, list)):
-                plain[name] = tuple(map(float, value))
-            elif isinstance(value, torch.Tensor) or type(self._like.defaults[name]) is float:
-                plain[name] = value if isinstance(value, str) else _number(value)
-            else:
-                plain[name] = value
-        ours = self._own if self._in_torch() else plain
-        for name in plain.keys() & ours:
-            where = f"{type(self).__name__}: {name}"
-            if callable(plain[name]):
-                raise TypeError(f"{where} is a function: use torch.optim.lr_scheduler")
-            if name in self._like.ranges:
-                plain[name] = self._like.ranges[name].check(where, plain[name])
+        plain = {name: _plain(value) for name, value in options.items()}
+        for name, value in plain.items():
+            if callable(value):
+                raise TypeError(
+                    f"{type(self).__name__}: {name} is a function: use torch.optim.lr_scheduler"
+                )
+            if name in self._own or not self._in_torch():
+                plain[name] = self._like.ranges[name].check(f"{type(self).__name__}: {name}", value)
+            elif type(value) is int and type(self._like.defaults[name]) is float:
+                plain[name] = float(value)
         if not self._in_torch():
             self._like._check_together(plain)
         return plain
@@ -171,13 +161,13 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         )
 
     def _fold(
-        self, index: int, t: int, started: bool, numbers: dict[str, float] | None = None
+        self, index: int, t: int, started: bool, numbers: dict[str, float]
     ) -> dict[str, float]:
         options = self._options[index]
-        if numbers is not None or self._shared:
+        if numbers or self._shared:
             group = self.param_groups[index]
             shared = {state.name: group[state.name] for state in self._shared}
-            options = {**options, **(numbers or {}), **shared}
+            options = {**options, **numbers, **shared}
         values: dict[str, float] = self._like._coefficients(options, options["lr"], t, started)
         if self._shared:
             self._pending[index] = {state.name: values.pop(state.name) for state in self._shared}
@@ -210,6 +200,8 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
             raise RuntimeError(f"{where} is sparse ({tensor.layout}), expected a dense tensor")
         if tensor.device.type != "cpu":
             raise RuntimeError(f"{where} is on {tensor.device}, expected the cpu")
+        if tensor.is_complex():
+            raise RuntimeError(f"{where} is complex, expected float32 or float64")
         if tensor.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{where} has dtype {tensor.dtype}, expected float32 or float64")
         return tensor.detach().as_subclass(torch.Tensor)
@@ -270,15 +262,17 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
                 for name, value in given.items()
                 if value is not None
             }
-        if self.found_inf is not None and self.found_inf.item():
-            self._skip(options["zero_grads"])
+        if getattr(self, "found_inf", None):
+            self.skipped_steps += 1
+            if options["zero_grads"]:
+                self.zero_grad(set_to_none=False)
             return loss
-        loss_scale = 1.0 if self.grad_scale is None else self.grad_scale.item()
+        scale = getattr(self, "grad_scale", None)
         threads = 0 if _config.threads_are_chosen() else torch.get_num_threads()
         self.grad_norm, skipped, changed = self._core.step(
             self,
             threads,
-            loss_scale,
+            1.0 if scale is None else scale.item(),
             options["max_norm"],
             options["skip_nonfinite"],
             options["zero_grads"],
@@ -294,14 +288,9 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         self._pending.clear()
         return loss
 
-    def _skip(self, zero_grads: bool) -> None:
-        self.skipped_steps += 1
-        if zero_grads:
-            self.zero_grad(set_to_none=False)
-
 
 class _Averaged(Door):
-    """The modes of the schedule-free rules; a group in evaluation has the momentum it began with."""
+    """The modes of the schedule-free rules: in evaluation a group has the momentum of its begin."""
 
     @property
     def training(self) -> bool:
@@ -346,8 +335,11 @@ class _Averaged(Door):
         return super()._fold(*args)
 
 
-def _number(value: Any) -> float:
-    return float(value.item() if isinstance(value, torch.Tensor) else value)
+def _plain(value: Any) -> Any:
+    """Without tensors."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, torch.Tensor) else value
 
 
 def _settled(value: Any) -> bool:
@@ -357,7 +349,7 @@ def _settled(value: Any) -> bool:
     return type(value) in (float, int, bool, str, type(None))
 
 
-def _signature_of(ours: type[fastopt.Optimizer], theirs: Any) -> inspect.Signature:
+def _signature_of(ours: Any, theirs: Any) -> inspect.Signature:
     """Torch's, where it has the optimizer, with what it has not."""
     kind = inspect.Parameter.KEYWORD_ONLY
     own = inspect.signature(ours).parameters
@@ -374,20 +366,19 @@ def _signature_of(ours: type[fastopt.Optimizer], theirs: Any) -> inspect.Signatu
     )
 
 
-def door(ours: type[fastopt.Optimizer]) -> type[torch.optim.Optimizer]:
+def door(ours: Any) -> type[torch.optim.Optimizer]:
     """Return the torch optimizer with the rule of this one."""
     name = ours.__name__
     theirs = getattr(torch.optim, name, None)
     signature = _signature_of(ours, theirs)
     adapter = _Averaged if hasattr(ours, "averaged") else Door
 
-    def __init__(self: Any, *args: Any, **options: Any) -> None:
+    def init(self: Any, *args: Any, **options: Any) -> None:
         adapter.__init__(self, *args, **options)
 
     me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    __init__.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[me, *signature.parameters.values()]
-    )
+    parameters = [me, *signature.parameters.values()]
+    init.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     summary = (inspect.getdoc(ours) or "").partition("\n\n")[0]
     role = "a drop-in for" if theirs is not None else "in the manner of"
     like = f"`torch.optim.{name}`" if theirs is not None else "torch.optim"
@@ -396,7 +387,7 @@ def door(ours: type[fastopt.Optimizer]) -> type[torch.optim.Optimizer]:
         name,
         (adapter,) if theirs is None else (adapter, theirs),
         {
-            "__init__": __init__,
+            "__init__": init,
             "__module__": "fastopt.torch",
             "__doc__": f"{summary}\n\n`fastopt.{name}` over tensors on the CPU, {role} {like}.",
             "_ours": ours,

@@ -1,0 +1,220 @@
+// What a tensor optimizer looks at, at every step: groups, parameters, gradients, states.
+#include "tensor_optimizer.h"
+
+namespace fastopt {
+namespace {
+
+py::str interned(const char* name) {
+  return checked(PyUnicode_InternFromString(name));
+}
+
+}  // namespace
+
+// Looks up the keys of a dict that usually come in its order. One without a hash of its own, as
+// that of a tensor in Python is, costs most of a look.
+class TensorOptimizer::Cursor {
+ public:
+  explicit Cursor(py::handle dict) : dict_(dict.ptr()) {}
+
+  // Null if the dict has no such key.
+  py::handle find(py::handle wanted) {
+    if (const py::handle value = next(wanted)) return value;
+    PyObject* const value = PyDict_GetItemWithError(dict_, wanted.ptr());
+    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  }
+
+  // Its value if it is the next key. One that is passed over is not waited for.
+  py::handle next(py::handle wanted) {
+    PyObject *key = nullptr, *value = nullptr;
+    py::ssize_t position = position_;
+    if (!PyDict_Next(dict_, &position, &key, &value) || key != wanted.ptr()) return {};
+    position_ = position;
+    return value;
+  }
+
+ private:
+  PyObject* const dict_;
+  py::ssize_t position_ = 0;
+};
+
+void TensorOptimizer::look_at_groups(py::handle owner) {
+  const py::list groups = owner.attr("param_groups");
+  const py::dict states = owner.attr("state");
+  Cursor cursor(states);
+  for (size_t i = 0; i < groups.size(); ++i) look_at_group(owner, groups[i], i, cursor);
+}
+
+void TensorOptimizer::look_at_options(py::handle owner, py::handle options, size_t index) {
+  while (groups_.size() <= index) groups_.emplace_back();
+  Group& group = groups_[index];
+  bool same = group.settled && group.seen.size() == options_.size();
+  group.seen.resize(options_.size());
+  for (size_t k = 0; k < options_.size(); ++k) {
+    PyObject* const value = PyDict_GetItemWithError(options.ptr(), options_[k].ptr());
+    if (value == nullptr) {
+      if (PyErr_Occurred()) throw py::error_already_set();
+      fail<py::key_error>(caller_, ": param_groups[", index, "] has no ", text(options_[k]));
+    }
+    if (group.seen[k].ptr() == value) continue;
+    group.seen[k] = owned(value);
+    same = false;
+  }
+  if (same) return;
+  group.settled = false;  // until it is declared anew
+  owner.attr("_regroup")(index);
+}
+
+void TensorOptimizer::look_at_group(py::handle owner, py::handle options, size_t group,
+                                    Cursor& states) {
+  static const py::handle params_name = interned("params").release();
+  static const py::handle grad_name = interned("grad").release();
+  look_at_options(owner, options, group);
+  const py::object list = options[params_name];
+  const py::object params = checked(PySequence_Fast(list.ptr(), "params is not a list"));
+  for (py::ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params.ptr()); ++i) {
+    const py::object param = owned(PySequence_Fast_GET_ITEM(params.ptr(), i));
+    const py::object grad = checked(PyObject_GetAttr(param.ptr(), grad_name.ptr()));
+    if (grad.is_none()) {
+      states.next(param);
+      continue;
+    }
+    if (slots_.size() == used_) slots_.emplace_back();
+    Slot& slot = slots_[used_++];
+    slot.group = group;
+    slot.index = size_t(i);
+    slot.param = param;
+    slot.grad = grad;
+    look_at_param(slot, owner, states);
+    held_.push_back(param);
+    held_.push_back(grad);
+  }
+}
+
+void TensorOptimizer::look_at_param(Slot& slot, py::handle owner, Cursor& states) {
+  const Group& group = groups_[slot.group];
+  slot.state = {};
+  const DLTensor own = look(slot, owner, slot.param, param_stream);
+  const size_t streams = first_state_stream + group.constants.rule->state_count;
+  if (slot.geometry.set_param(own, streams)) {
+    slot.known = false;
+    moved_ = true;
+  }
+  place(slot, param_stream, own);
+  look_at_grad(slot, owner);
+  if (group.states.empty()) return;
+  if (const py::handle state = states.find(slot.param)) slot.state = owned(state.ptr());
+  look_at_states(slot, owner);
+}
+
+// One that is the negative of what its memory holds is seen by torch alone.
+void TensorOptimizer::look_at_grad(Slot& slot, py::handle owner) {
+  DLTensor found = look_like_param(slot, owner, slot.grad, grad_stream);
+  if (found.begin() != slot.data[grad_stream] && slot.grad.attr("is_neg")().cast<bool>()) {
+    held_.push_back(slot.grad.attr("resolve_neg")());
+    found = look_like_param(slot, owner, held_.back(), grad_stream);
+  }
+  place(slot, grad_stream, found);
+}
+
+// The states that it has, and what has to begin.
+void TensorOptimizer::look_at_states(Slot& slot, py::handle owner) {
+  const Group& group = groups_[slot.group];
+  const size_t scalars = group.scalar_count, count = group.states.size();
+  const size_t first = held_.size();  // of the tensors
+  bool complete = bool(slot.state);
+  if (slot.state) {
+    Cursor cursor(slot.state);
+    for (const py::str& name : group.states) {
+      const py::handle tensor = cursor.find(name);
+      complete &= tensor && !tensor.is_none();
+      held_.push_back(owned(tensor.ptr()));
+    }
+  } else {
+    held_.resize(first + count);
+  }
+  slot.started = true;
+  if (!complete) begin_states(slot, owner, first);
+  for (size_t k = 0; k < scalars; ++k) {
+    slot.scalars[k] = look_at_scalar(slot, owner, first + k);
+    slot.number[k] = slot.scalars[k].get();
+  }
+  if (group.counts_steps) {
+    const double done = slot.number[0];
+    if (!(done >= 0 && done < 0x1p62)) {
+      fail<py::value_error>(where(slot, first_state_stream), " has made ", done,
+                            " steps, expected a number from 0 to 2**62");
+    }
+    slot.t = std::int64_t(done) + 1;
+  }
+  for (size_t k = scalars; k < count; ++k) {
+    const size_t stream = first_state_stream + k - scalars;
+    const py::object tensor = held_[first + k];
+    place(slot, stream, look_like_param(slot, owner, tensor, stream));
+  }
+}
+
+void TensorOptimizer::begin_states(Slot& slot, py::handle owner, size_t first) {
+  const Group& group = groups_[slot.group];
+  py::list missing;
+  for (size_t k = 0; k < group.states.size(); ++k) {
+    py::object& tensor = held_[first + k];
+    if (tensor && !tensor.is_none()) continue;
+    tensor = {};
+    missing.append(group.states[k]);
+    if (k >= group.scalar_count) slot.started = false;
+  }
+  slot.fresh = owner.attr("_new_states")(slot.param, slot.group, missing);
+  for (size_t k = 0; k < group.states.size(); ++k) {
+    if (!held_[first + k]) held_[first + k] = slot.fresh[group.states[k]];
+  }
+}
+
+Scalar TensorOptimizer::look_at_scalar(const Slot& slot, py::handle owner, size_t held) {
+  const py::object tensor = held_[held];
+  const std::optional<Scalar> scalar = Scalar::of(look(slot, owner, tensor, first_state_stream));
+  if (!scalar) {
+    fail<py::value_error>(where(slot, first_state_stream), " has shape ",
+                          text(tensor.attr("shape")), " where one number is expected");
+  }
+  return *scalar;
+}
+
+// The owner has what a tensor of another class keeps, or the words for one that cannot be used.
+DLTensor TensorOptimizer::look(const Slot& slot, py::handle owner, py::handle tensor,
+                               size_t stream) {
+  DLTensor found;
+  if (tensors_.look(tensor, found)) return found;
+  const py::object plain =
+      owner.attr("_plain")(tensor, where(slot, stream), slot.group, request_->measured());
+  if (!tensors_.look(plain, found)) {
+    fail<py::value_error>(where(slot, stream), " is not aligned to its element size");
+  }
+  held_.push_back(plain);
+  return found;
+}
+
+DLTensor TensorOptimizer::look_like_param(Slot& slot, py::handle owner, py::handle tensor,
+                                          size_t stream) {
+  const DLTensor found = look(slot, owner, tensor, stream);
+  if (!slot.geometry.fits(found)) {
+    fail<py::value_error>(where(slot, stream), " has not the shape and dtype of ",
+                          where(slot, param_stream), ": ", text(tensor.attr("shape")), ", ",
+                          text(tensor.attr("dtype")));
+  }
+  return found;
+}
+
+void TensorOptimizer::place(Slot& slot, size_t stream, const DLTensor& tensor) {
+  const bool turned = slot.geometry.set_strides(stream, tensor);
+  if (turned) slot.known = false;
+  if (!turned && slot.data[stream] == tensor.begin()) return;
+  slot.data[stream] = tensor.begin();
+  if (stream == grad_stream) {
+    moved_grads_.push_back(used_ - 1);
+  } else {
+    moved_ = true;
+  }
+}
+
+}  // namespace fastopt
