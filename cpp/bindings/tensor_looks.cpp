@@ -95,7 +95,7 @@ void TensorOptimizer::look_at_param(Slot& slot, py::handle owner, Cursor& states
   const Group& group = groups_[slot.group];
   slot.state = {};
   const DLTensor own = look(slot, owner, slot.param, param_stream);
-  const size_t streams = first_state_stream + group.constants.rule->state_count;
+  const size_t streams = first_state_stream + group.constants.rule->states.size();
   if (slot.geometry.set_param(own, streams)) {
     slot.known = false;
     moved_ = true;

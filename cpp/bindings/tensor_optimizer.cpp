@@ -45,7 +45,8 @@ void TensorOptimizer::declare(size_t index, const std::string& rule, const py::d
   group.scalar_count = scalars.size();
   group.numbers = {scalars.begin() + group.counts_steps, scalars.end()};
   group.settled = settled;
-  if (states.size() != group.constants.rule->state_count || group.numbers.size() > Numbers::most) {
+  if (states.size() != group.constants.rule->states.size() ||
+      group.numbers.size() > Numbers::most) {
     fail<std::invalid_argument>(caller_, ": ", rule, " has other states");
   }
 }
@@ -141,7 +142,7 @@ void TensorOptimizer::check_overlap(bool zero_grads) {
     written_.clear();
     grads.clear();
     for (size_t i = 0; i < used_; ++i) {
-      const size_t count = first_state_stream + rule(slots_[i]).state_count;
+      const size_t count = first_state_stream + rule(slots_[i]).states.size();
       for (size_t s = i * most_streams + param_stream; s < i * most_streams + count; ++s) {
         check_itself(s);
         written_.add(Extent(view_of(s)), s);
@@ -170,7 +171,7 @@ void TensorOptimizer::check_overlap(bool zero_grads) {
 // How its streams are walked, and by what.
 void TensorOptimizer::lay_out(Slot& slot, const Settings& settings) {
   const RuleNames& rule = this->rule(slot);
-  const size_t count = first_state_stream + rule.state_count;
+  const size_t count = first_state_stream + rule.states.size();
   if (!slot.known) {
     std::vector<View> views;
     for (size_t s = 0; s < count; ++s) views.push_back(slot.geometry.view(s, slot.data[s]));

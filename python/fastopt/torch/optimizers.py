@@ -156,7 +156,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
             _constants(rule, options),
             self._like._between(options),
             scalars,
-            _RULES[rule][0],
+            list(_RULES[rule][0]),
             all(map(_settled, given.values())),
         )
 
@@ -352,7 +352,8 @@ def _settled(value: Any) -> bool:
 def _signature_of(ours: Any, theirs: Any) -> inspect.Signature:
     """Torch's, where it has the optimizer, with what it has not."""
     kind = inspect.Parameter.KEYWORD_ONLY
-    own = inspect.signature(ours).parameters
+    own = dict(inspect.signature(ours).parameters)
+    del own["storage"]
     if theirs is None:
         first = own["params"].replace(default=inspect.Parameter.empty)
         parameters = {**own, "params": first}
