@@ -21,6 +21,7 @@ import compare_losses
 import compare_norm
 import compare_optimizers
 import compare_rules
+import compare_storage
 import fastopt
 import floor
 import interleave
@@ -32,6 +33,7 @@ RULES = list(compare_rules.rows())
 ROWS = [
     *compare_optimizers.rows(),
     *compare_rules.matrix_rows(),
+    *compare_storage.rows(),
     *RULES,
     *compare_norm.rows(),
     *compare_losses.rows(),

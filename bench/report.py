@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import compare_storage
 import fastopt
 import peers
 from compare_optimizers import size_name
@@ -39,6 +40,8 @@ Beside torch's, or where torch lacks the rule the package that it is tested agai
 form, a loop over the arrays or lists of them. Bytes are those that an element moves; rules that
 first add up need more than their floor, which moves every stream once.
 """
+
+STORAGES = "Parameters and states of fewer bytes"
 
 OTHERS: Mapping[str, Sequence[str]] = {
     "torch": peers.TORCH,
@@ -70,7 +73,7 @@ def machine() -> dict[str, str]:
     config = fastopt.get_config()
     facts["fastopt"] = f"{fastopt.__version__}, {fastopt._core.compiler}, {config['isa']}"
     facts["Python"] = platform.python_version()
-    for name in ("numpy", "numba", "torch", "jax", "jaxlib", "optax"):
+    for name in ("numpy", "numba", "torch", "jax", "jaxlib", "optax", "bitsandbytes", "torchao"):
         try:
             facts[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -84,6 +87,8 @@ def topic(result: Result) -> str:
         return "Losses with their gradient"
     if "_norm" in name:
         return f"Normalization, {'backward' if 'backward' in name else 'forward'}"
+    if "states" in name or "master" in name:
+        return STORAGES
     by_size = result.row.size and name.startswith("AdamW, ")
     return "A step of AdamW, by size" if by_size else "Other steps"
 
@@ -112,6 +117,15 @@ def beside_torch(results: Sequence[Result]) -> list[list[str]]:
         if ratio is not None:
             time, floor = duration(result.median(OURS)), cell(result.ratio(result.floors()))
             lines.append([result.row.name, time, floor, cell(ratio)])
+    return lines
+
+
+def by_storage(results: Sequence[Result]) -> list[list[str]]:
+    others = {"torch, float32": peers.TORCH, **{name: [name] for name in compare_storage.OF_8_BITS}}
+    lines = [["work", "time", *others]]
+    for result in results:
+        ratios = [cell(result.ratio(names)) for names in others.values()]
+        lines.append([result.row.name, duration(result.median(OURS)), *ratios])
     return lines
 
 
@@ -182,7 +196,8 @@ def write(results: Sequence[Result], rules: Sequence[Sequence[str]], output: Pat
     parts = ["# Benchmarks\n", ABOUT, COST]
     for title, chosen in topics.items():
         parts += [f"## {title}\n", f"![{title}](pictures/{picture(title)})\n"]
-        parts.append(markdown((by_size if title.endswith("by size") else beside_torch)(chosen)))
+        table = {"A step of AdamW, by size": by_size, STORAGES: by_storage}.get(title, beside_torch)
+        parts.append(markdown(table(chosen)))
     if len(rules) > 1:
         parts += ["## The other rules\n", RULES, markdown(rules)]
     facts = [["", f"{threads} threads"], *map(list, machine().items())]

@@ -22,6 +22,7 @@ COMMANDS = [
     "loss_surface",
     "mse_vs_cross_entropy",
     "optimizer_paths",
+    "storage --steps 60 --epochs 1",
     "temperatures",
     "train_digits --epochs 2",
     "tune_digits --trials 2",

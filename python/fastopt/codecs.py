@@ -48,9 +48,11 @@ in blocks of 256 elements, the last of which may be short::
   bits are the same whether subnormal numbers are flushed or not.
 - A block that holds a NaN or an infinity gets the scale NaN (0x7fc00000) and the codes 0, and
   decodes to NaN.
-- u needs no upper bound: |x| * (top / scale) is at most a rounding above top, whose code is still
-  the largest. A scale comes back within an ulp (the largest float32, with a sign, as infinity).
-- What is decoded is off by at most |x| / 16 + scale / (16 top), and roundings.
+- u needs no upper bound: ``|x| * (top / scale)`` is at most a rounding above top, whose code is
+  still the largest. A scale comes back within an ulp (the largest float32, with a sign, as
+  infinity).
+- What is decoded is off by at most ``|x| / 16 + scale / (16 top)``, and roundings; without a sign a
+  small x that would be 0 by as much as the smallest value.
 """
 
 from __future__ import annotations
