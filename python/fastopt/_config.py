@@ -147,6 +147,11 @@ def threads_are_chosen() -> bool:
     return _thread_source in ("set_config", "FASTOPT_NUM_THREADS")
 
 
+def global_threads() -> int:
+    """Return the number of threads outside of every `config_context`."""
+    return _global["num_threads"]
+
+
 def set_config(
     *, num_threads: int | None = None, isa: str | None = None, denormals: str | None = None
 ) -> None:

@@ -1,12 +1,13 @@
 """
 The optimizers over PyTorch's tensors: `fastopt.torch.AdamW` takes the place of torch.optim.AdamW.
 
-Every optimizer of the library is here, generated from `fastopt.Optimizer.registry`.
+Every optimizer of the library is here, generated from `fastopt.Optimizer.registry`; and torch's
+normalization layers, with this library's forward and backward passes.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from typing import Any
 
 try:
     import torch as _torch
@@ -19,16 +20,17 @@ if not hasattr(_torch.Tensor, "__dlpack_c_exchange_api__"):
     )
 
 from fastopt import Optimizer as _Optimizer
+from fastopt.torch import norm as _norm
+from fastopt.torch.norm import *
 from fastopt.torch.optimizers import door as _door
 
-__all__ = [*_Optimizer.registry]
+__all__ = [*_Optimizer.registry, *_norm.__all__]
 
 
-@cache
-def __getattr__(name: str) -> type[_torch.optim.Optimizer]:
+def __getattr__(name: str) -> Any:
     if name not in _Optimizer.registry:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _door(_Optimizer.registry[name])
+    return _door(name)
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch.optim import optimizer as _torch_optimizer
 
 from fastopt import _checks, _config, _core
-from fastopt.optimizers.base import _RULES, _constants
+from fastopt.optimizers.base import _RULES, Optimizer, _constants
 
 # Of a step, and so of all groups together.
 _CALL: dict[str, Any] = {"max_norm": None, "skip_nonfinite": False, "zero_grads": False}
@@ -367,9 +367,10 @@ def _signature_of(ours: Any, theirs: Any) -> inspect.Signature:
     )
 
 
-def door(ours: Any) -> type[torch.optim.Optimizer]:
-    """Return the torch optimizer with the rule of this one."""
-    name = ours.__name__
+@functools.cache
+def door(name: str) -> Any:
+    """Return the torch optimizer with the rule of that of this name."""
+    ours: Any = Optimizer.registry[name]
     theirs = getattr(torch.optim, name, None)
     signature = _signature_of(ours, theirs)
     adapter = _Averaged if hasattr(ours, "averaged") else Door
