@@ -76,8 +76,8 @@ class Job:
 
     def states(self) -> list[str]:
         """The names of the states that have the parameter's shape."""
-        small = fastopt.Optimizer.registry[self.optimizer](np.zeros((1, 1)), **self.options)
-        return [name for name, array in small.state["param"].items() if array.shape == (1, 1)]
+        small = fastopt.Optimizer.registry[self.optimizer](np.zeros((2, 2)), **self.options)
+        return [name for name, array in small.state["param"].items() if array.shape == (2, 2)]
 
 
 class Step(NamedTuple):

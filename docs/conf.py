@@ -44,7 +44,7 @@ myst_heading_anchors = 3
 
 # What rules of more than one pass move of an element in float32, in bytes; Muon's time is that of
 # its products.
-_MOVED = {"LAMB": "40", "LARS": "20", "Muon": "", "StableAdamW": "36"}
+_MOVED = {"Adafactor": "24", "LAMB": "40", "LARS": "20", "Muon": "", "StableAdamW": "36"}
 
 
 def _row(cls: type[fastopt.Optimizer]) -> str:
@@ -54,10 +54,11 @@ def _row(cls: type[fastopt.Optimizer]) -> str:
     rule = cls()._rule(cls().defaults)
     states, _, adds_up = fastopt._core.rules()[rule]
     moved = _MOVED.get(name, "" if adds_up else str(4 * (3 + 2 * len(states))))
+    kept = [state for state in states if cls()._declared(state).shape == "like"]
     shown = ", ".join(f"`{state}`" for state in states)
     link = f"{{py:obj}}`{name} <fastopt.{name}>`"
     about = f"{link}<br>{summary}" + (f" Keeps {shown}." if states else "")
-    return f"| {about} | {4 * len(states)} | {moved} |"
+    return f"| {about} | {4 * len(kept)} | {moved} |"
 
 
 # A new optimizer is on its page without a word here.

@@ -84,6 +84,7 @@ GROUPS: dict[str, dict[str, Make]] = {
         "Rprop": lambda w: fastopt.Rprop(w, lr=0.1),
         "LARS": lambda w: fastopt.LARS(w, lr=0.1, trust_coeff=1.0, always_adapt=True),
         "LAMB": lambda w: fastopt.LAMB(w, lr=0.05, weight_decay=0.0, always_adapt=True),
+        "Adafactor": lambda w: fastopt.Adafactor(w, lr=0.1),
     },
     "Averages of the iterates": {
         "ASGD": lambda w: fastopt.ASGD(w, lr=0.1),

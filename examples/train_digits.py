@@ -69,6 +69,7 @@ FAMILIES: dict[str, Settings] = {
         "LARS": {"lr": 10.0, "momentum": 0.9, "weight_decay": 1e-4},
         "LAMB": {"lr": 0.02},
         "StableAdamW": {"lr": 0.003},
+        "Adafactor": {"lr": 0.02},
     },
     "Without a schedule": {
         "ScheduleFreeSGD": {"lr": 1.0},

@@ -43,10 +43,15 @@ class Case:
         return self.cls(params, **self.options)
 
     @property
+    def rule(self) -> str:
+        """Of an array of one axis."""
+        opt = self.cls(**self.options)
+        return opt._rule_for(opt.defaults, np.ones(1))
+
+    @property
     def adds_up(self) -> bool:
         """The rule has sums over an array: it equals the reference only within rounding."""
-        rule: str = self.optimizer(np.ones(1)).param_groups[0]._rule
-        return _core.rules()[rule][2]
+        return _core.rules()[self.rule][2]
 
 
 def defaults(cls: type[Optimizer]) -> dict[str, Any]:
@@ -82,6 +87,7 @@ IN_TORCH = [
     if cls.__name__
     in {
         "SGD",
+        "Adafactor",
         "Adagrad",
         "RMSprop",
         "Adadelta",

@@ -65,6 +65,12 @@ int count_words(std::string_view text) {
   return words;
 }
 
+// Of a matrix, with the means of its rows and columns as the last two streams.
+Layout matrix_layout(index_t rows, index_t columns, index_t item) {
+  const Layout::Stream whole{{columns * item, item}, true, false};
+  return {{rows, columns}, {whole, whole, {{item, 0}, false, true}, {{0, item}, false, true}}};
+}
+
 template <class T>
 void rules(Dtype dtype) {
   for (int row = 0; row < settings.table->rule_count; ++row) {
@@ -79,7 +85,10 @@ void rules(Dtype dtype) {
       for (int i = 0; i < count_words(rule.state) + prepared; ++i) {
         streams.push_back(positive<T>(n, 3));
       }
-      ArrayStep step{&rule, coefficients, nullptr, n, int(streams.size()), {}};
+      const index_t columns = n % 5 == 0 ? 5 : n;
+      const Layout layout = matrix_layout(n / columns, columns, index_t(sizeof(T)));
+      ArrayStep step{&rule, coefficients,        rule.factor == nullptr ? nullptr : &layout,
+                     n,     int(streams.size()), {}};
       std::transform(streams.begin(), streams.end(), step.streams,
                      [](auto& s) { return s.data(); });
       for (int t = 0; t < 3; ++t) {

@@ -228,7 +228,7 @@ class ReferenceOptimizer:
         self.steps = dict.fromkeys(params, 0)
 
     def step(self, grads: dict[str, Any]) -> None:
-        used = self.rules._state_names(self.rules._rule(self.options))
+        used = self.rules._state_names(self.rules._rule_for(self.options, np.ones(3)))
         for name, p in self.params.items():
             for declared in map(self.rules._declared, used):
                 if declared.name not in self.states[name] and declared.initial is not None:

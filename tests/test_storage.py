@@ -29,8 +29,7 @@ GRADIENTS = [np.dtype(np.float32), BFLOAT16, np.dtype(np.float16)]
 CODED = [
     case
     for case in EXACT_DEFAULTS
-    if {CODINGS[name] for name in _core.rules()[case.optimizer(np.ones(1))._groups[0]._rule][0]}
-    != {"none"}
+    if {CODINGS[name] for name in _core.rules()[case.rule][0]} != {"none"}
 ]
 
 
@@ -64,7 +63,7 @@ class Expected:
         self.param = param.copy()
         self.state = {name: array.copy() for name, array in opt._states[index].items()}
         self.numbers = {name: float(x) for name, x in opt.param_groups[0]._numbers.items()}
-        self.codings = _core.rules()[opt._groups[0]._rule][0]
+        self.codings = _core.rules()[case.rule][0]
 
     def decoded(self, name: str) -> Any:
         array = self.state[name]

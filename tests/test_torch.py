@@ -27,7 +27,9 @@ def compare(case: Case, dtype: Any, clip: float | None = None, transposed: bool 
     import torch
 
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal(shape).astype(dtype) for shape in [(30, 20), (17,), ()]]
+    arrays = [
+        rng.standard_normal(shape).astype(dtype) for shape in [(30, 20), (3, 4, 5), (17,), ()]
+    ]
     tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
     opt = case.optimizer(arrays)
     # The plain implementation: the fused one is what our tests are there to catch.

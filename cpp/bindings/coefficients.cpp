@@ -51,6 +51,7 @@ const RuleNames& Rules::find(const std::string& caller, const std::string& name)
     }
     rule.states = states_of(entry);
     rule.prepares = entry.prepare != nullptr;
+    rule.factored = entry.factor != nullptr;
     if (rule.coefficients.size() > size_t(most_coefficients) ||
         3 + rule.states.size() + rule.prepares > size_t(most_streams)) {
       fail<std::length_error>(name, " has more coefficients or states than there is room for");

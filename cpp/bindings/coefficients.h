@@ -27,7 +27,8 @@ struct RuleNames {
   size_t grad_scale = 0;  // the coefficient that the loss scale and clipping change
   std::vector<StateName> states;
   bool prepares = false;  // a stream beside the states
-  size_t row[2] = {};     // of the table, by Dtype
+  bool factored = false;
+  size_t row[2] = {};  // of the table, by Dtype
 };
 
 // What a rule keeps for an array beside its coefficients, one float64 each.

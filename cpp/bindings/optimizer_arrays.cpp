@@ -161,7 +161,8 @@ void BoundOptimizer::find_layout(Parameter& parameter) {
   const auto is_8bit = [](const View& view) { return item_size(view.dtype) == 1; };
   const auto coded = std::find_if(views.begin(), views.end(), is_8bit);
   Layout layout = layout_of(views, coded != views.end() ? *coded : param);
-  parameter.layout = layout.dense() ? nullptr : std::make_unique<Layout>(std::move(layout));
+  const bool is_needed = !layout.dense() || parameter.rule->factored;
+  parameter.layout = !is_needed ? nullptr : std::make_unique<Layout>(std::move(layout));
   find_storage(parameter, views);
   ArrayStep& step = parameter.step;
   for (size_t s = 0; s < views.size(); ++s) step.streams[s] = views[s].data;

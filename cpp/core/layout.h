@@ -81,6 +81,7 @@ struct Layout {
   struct Stream {
     std::vector<index_t> strides;  // in bytes
     bool dense;                    // elements that follow each other lie side by side
+    bool shared;                   // several are one: it is only read
   };
   std::vector<index_t> shape;
   std::vector<Stream> streams;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "element.h"
+#include "factors.h"
 
 namespace fastopt {
 namespace {
@@ -35,8 +36,17 @@ void walk(const ArrayStep& step, int stream, index_t begin, index_t n, Visit vis
     char* row = data;
     for (size_t axis = 0; axis <= inner; ++axis) row += index[axis] * strides[axis];
     const index_t count = std::min(n - k, shape[inner] - index[inner]);
-    for (index_t j = 0; j < count; ++j, ++k)
-      visit(*reinterpret_cast<T*>(row + j * strides[inner]), k);
+    const auto visit_line = [&](auto apart) {
+      for (index_t j = 0; j < count; ++j) visit(*reinterpret_cast<T*>(row + j * apart), k + j);
+    };
+    if (strides[inner] == 0) {
+      visit_line(std::integral_constant<index_t, 0>());
+    } else if (strides[inner] == sizeof(T)) {
+      visit_line(std::integral_constant<index_t, sizeof(T)>());
+    } else {
+      visit_line(strides[inner]);
+    }
+    k += count;
     index[inner] = 0;
     for (size_t axis = inner; axis-- > 0 && ++index[axis] == shape[axis];) index[axis] = 0;
   }
@@ -84,7 +94,8 @@ class Tiles {
       }
       kernel(streams, begin, n);
       for (int s = 1; s < step_.stream_count; ++s) {
-        const bool is_written = pass_ == Pass::update || s == step_.prepared();
+        const bool is_shared = step_.layout != nullptr && step_.layout->streams[size_t(s)].shared;
+        const bool is_written = !is_shared && (pass_ == Pass::update || s == step_.prepared());
         if (!in_place(s) && is_written) store(s, begin, n, static_cast<const T*>(streams[s]));
       }
     }
@@ -199,47 +210,28 @@ constexpr index_t zeroed_piece = 8 * block;
 // A thread's share: whole blocks, by their cost in bytes. An array costs something however short.
 constexpr index_t array_cost_bytes = 1024;
 
-class Shares {
+class BlockShares {
  public:
-  Shares(const std::vector<ArrayStep>& steps, bool gradient_only) : ends_(steps.size()) {
-    for (size_t i = 0; i < steps.size(); ++i) {
-      const index_t streams = gradient_only ? 1 : 2 * steps[i].stream_count - 1;  // read; written
-      bytes_ += array_cost_bytes + steps[i].size * item_size(steps[i].rule->dtype) * streams;
-      ends_[i] = bytes_;
+  BlockShares(const std::vector<ArrayStep>& steps, bool gradient_only) {
+    for (const ArrayStep& step : steps) {
+      const index_t streams = gradient_only ? 1 : 2 * step.stream_count - 1;  // read; written
+      const index_t bytes = step.size * item_size(step.rule->dtype) * streams;
+      shares_.add(array_cost_bytes + bytes, blocks_of(step.size));
     }
   }
 
-  index_t bytes() const { return bytes_; }
+  index_t bytes() const { return shares_.bytes(); }
 
   // Calls visit(array index, first element, end) for everything in this part.
   template <class Visit>
   void visit(const std::vector<ArrayStep>& steps, int part, int parts, Visit visit) const {
-    const Position first = position(steps, part, parts), last = position(steps, part + 1, parts);
-    const size_t past = std::min(last.array + 1, steps.size());
-    for (size_t i = first.array; i < past; ++i) {
-      const index_t begin = i == first.array ? first.element : 0;
-      const index_t end = i == last.array ? last.element : steps[i].size;
-      if (begin < end) visit(i, begin, end);
-    }
+    shares_.visit(part, parts, [&](size_t i, Range blocks) {
+      visit(i, blocks.begin * block, std::min(blocks.end * block, steps[i].size));
+    });
   }
 
  private:
-  struct Position {
-    size_t array;
-    index_t element;
-  };
-
-  Position position(const std::vector<ArrayStep>& steps, int part, int parts) const {
-    if (part == parts || steps.empty()) return {steps.size(), 0};
-    const index_t target = bytes_ / parts * part;
-    const size_t i = size_t(std::upper_bound(ends_.begin(), ends_.end(), target) - ends_.begin());
-    const index_t start = i == 0 ? 0 : ends_[i - 1];
-    const double fraction = double(target - start) / double(ends_[i] - start);
-    return {i, index_t(fraction * double(blocks_of(steps[i].size))) * block};
-  }
-
-  std::vector<index_t> ends_;
-  index_t bytes_ = 0;
+  Shares shares_;
 };
 
 // Products and quotients round as those of doubles do.
@@ -302,7 +294,7 @@ struct SquareSums {
 // Of the gradients times 2^exponent.
 SquareSums sum_gradients(const Settings& settings, const std::vector<ArrayStep>& steps,
                          int exponent) {
-  const Shares shares(steps, true);
+  const BlockShares shares(steps, true);
   BlockSums blocks;
   for (const ArrayStep& step : steps) blocks.add_array(step.size, 2);
   const double scale = std::ldexp(1.0, exponent);
@@ -321,6 +313,38 @@ SquareSums sum_gradients(const Settings& settings, const std::vector<ArrayStep>&
   return {sums[0], sums[1]};
 }
 
+// Adds up the squares of factored arrays, and moves what follows from them.
+void factor(const Settings& settings, const Factors& factors, const double* scale) {
+  if (factors.empty()) return;
+  parallel_for(settings, factors.bytes(), [&](int part, int parts) {
+    factors.each_line(part, parts, [&](const Line& line) {
+      const auto& [step, element, apart, n, along, across] = line;
+      const auto add = [&](const void* gradient) {
+        along = step.rule->add_squares(step.coefficients, gradient, n, across);
+      };
+      if (apart == 1) {
+        run(settings, step, scale, Pass::first, {element, element + n},
+            [&](void* const* streams, index_t, index_t) { add(streams[0]); });
+        return;
+      }
+      const index_t item = item_size(step.rule->dtype);
+      double gathered[block];
+      for (index_t k = 0; k < n; ++k) {
+        const index_t from = element + k * apart;
+        const auto gather = [&](void* const* streams, index_t, index_t) {
+          std::memcpy(at(gathered, k, item), streams[0], size_t(item));
+        };
+        run(settings, step, scale, Pass::first, {from, from + 1}, gather);
+      }
+      add(gathered);
+    });
+  });
+  Settings exact = settings;
+  exact.flush_denormals = false;
+  parallel_for(exact, factors.bytes_of_sums(),
+               [&](int part, int parts) { factors.finish(part, parts); });
+}
+
 struct Coefficients {
   double value[most_coefficients];
 };
@@ -328,13 +352,15 @@ struct Coefficients {
 // Those of every array of a rule that adds up: from its sums follow its own.
 std::vector<Coefficients> reduce_and_combine(const Settings& settings,
                                              const std::vector<ArrayStep>& steps,
-                                             const Shares& shares, const double* factors) {
+                                             const BlockShares& shares, const Factors& of_rows,
+                                             const double* factors) {
   const auto adds_up = [](const ArrayStep& step) { return step.rule->reduce != nullptr; };
   if (std::none_of(steps.begin(), steps.end(), adds_up)) return {};
   BlockSums blocks;
   for (const ArrayStep& step : steps) blocks.add_array(step.size, step.rule->sum_count);
   std::vector<Coefficients> combined(steps.size());
   // No memory is asked for from here on: states are written.
+  factor(settings, of_rows, factors);
   parallel_for(settings, shares.bytes(), [&](int part, int parts) {
     shares.visit(steps, part, parts, [&](size_t i, index_t begin, index_t end) {
       if (!adds_up(steps[i])) return;
@@ -422,7 +448,7 @@ GradientScale scale_of(const Settings& settings, const std::vector<ArrayStep>& s
 void prepare(const Settings& settings, const std::vector<ArrayStep>& steps,
              const GradientScale& scale) {
   const double* const factors = scale.is_beyond ? scale.beyond : nullptr;
-  const Shares shares(steps, false);
+  const BlockShares shares(steps, false);
   parallel_for(settings, shares.bytes(), [&](int part, int parts) {
     shares.visit(steps, part, parts, [&](size_t i, index_t begin, index_t end) {
       const ArrayStep& step = steps[i];
@@ -434,18 +460,22 @@ void prepare(const Settings& settings, const std::vector<ArrayStep>& steps,
   });
 }
 
-void apply(const Settings& settings, const std::vector<ArrayStep>& steps,
+void apply(const Settings& settings, const std::vector<ArrayStep>& given,
            const GradientScale& scale, bool zero_grads) {
   const double* const factors = scale.is_beyond ? scale.beyond : nullptr;
-  const Shares shares(steps, false);
-  const std::vector<Coefficients> combined = reduce_and_combine(settings, steps, shares, factors);
+  const Factors of_rows(given);
+  const std::vector<ArrayStep>& steps = of_rows.empty() ? given : of_rows.steps();
+  const BlockShares shares(steps, false);
+  const std::vector<Coefficients> combined =
+      reduce_and_combine(settings, steps, shares, of_rows, factors);
   parallel_for(settings, shares.bytes(), [&](int part, int parts) {
     shares.visit(steps, part, parts, [&](size_t i, index_t begin, index_t end) {
       const ArrayStep& step = steps[i];
       const double* const coefficients =
           step.rule->reduce == nullptr ? step.coefficients : combined[i].value;
       // States in tiles are as they were before the first pass.
-      const bool adds_again = step.rule->reduce != nullptr && needs_tiles(step, factors);
+      const bool adds_again = step.rule->reduce != nullptr && step.rule->factor == nullptr &&
+                              needs_tiles(step, factors);
       const auto kernel = [&](void* const* streams, index_t element, index_t n) {
         double counted[most_sums];  // before
         if (adds_again) step.rule->reduce(step.coefficients, streams, element, n, counted);
@@ -462,7 +492,7 @@ void apply(const Settings& settings, const std::vector<ArrayStep>& steps,
 }
 
 void zero_gradients(const Settings& settings, const std::vector<ArrayStep>& steps) {
-  const Shares shares(steps, true);
+  const BlockShares shares(steps, true);
   parallel_for(settings, shares.bytes(), [&](int part, int parts) {
     shares.visit(steps, part, parts,
                  [&](size_t i, index_t begin, index_t end) { set_to_zero(steps[i], begin, end); });

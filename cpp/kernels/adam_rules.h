@@ -136,6 +136,50 @@ struct StableAdam {
   void operator()(T, T& p, T m, T v) const { p = decay * p - lr * m / (sqrt(v) + eps); }
 };
 
+// Shazeer, Stern (2018), as torch has it: a step is as long as a share of the weights, and shorter
+// where the gradients are large beside their averages. A negative eps1 is the dtype's.
+template <class T>
+struct Adafactor {
+  using Exact = Adafactor<double>;
+  static constexpr Names names{"adafactor_vector", "variance+",
+                               "grad_scale lr decay share eps1 eps2 d", "weight step"};
+  T grad_scale, lr, decay, share, eps1, eps2, d;
+
+  T direction(T g, T root) const { return grad_scale * g / maximum(root, least()); }
+  T least() const { return eps1 < 0 ? T(sizeof(T) == sizeof(float) ? 0x1p-23 : 0x1p-52) : eps1; }
+  void sum(double& weight, double& step, T g, T& p, T& v) const {
+    const T scaled = grad_scale * g;
+    v += share * (scaled * scaled - v);
+    add(weight, step, p, direction(g, sqrt(v)));
+  }
+  void add(double& weight, double& step, T p, T u) const {
+    weight += double(p) * double(p);
+    step += double(u) * double(u);
+  }
+  void combine(const double* sums, double n) {
+    lr *= maximum(sqrt(sums[0] / n), eps2) / maximum(sqrt(sums[1] / n) / d, 1.0);
+  }
+  void operator()(T g, T& p, T v) const { p = decay * p - lr * direction(g, sqrt(v)); }
+};
+
+// The second moment of a matrix is the product of a column and a row, of which it has the roots.
+template <class T>
+struct FactoredAdafactor : Adafactor<T> {
+  using Exact = FactoredAdafactor<double>;
+  static constexpr Names names{
+      "adafactor", "row_var! col_var!", Adafactor<T>::names.coefficients, "weight step", "", true};
+
+  T moved(T mean, double square) const {
+    return T(double(mean) + double(this->share) * (square - double(mean)));
+  }
+  void sum(double& weight, double& step, T g, T& p, T row, T column) const {
+    this->add(weight, step, p, this->direction(g, row * column));
+  }
+  void operator()(T g, T& p, T row, T column) const {
+    p = this->decay * p - this->lr * this->direction(g, row * column);
+  }
+};
+
 // You et al. (2020). `adapts` says whether there is a trust ratio, `most_trust` how large it may
 // be.
 template <class T>

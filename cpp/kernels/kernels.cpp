@@ -71,12 +71,18 @@ constexpr Rule rule_of() {
             nullptr,
             nullptr,
             nullptr,
-            update<F, T>};
+            update<F, T>,
+            nullptr,
+            nullptr};
   if constexpr (*F::names.sums) {
     rule.reduce = reduce<F, T>;
     rule.combine = combine<F>;
   }
   if constexpr (*F::names.prepared) rule.prepare = prepare<F, T>;
+  if constexpr (F::names.factored) {
+    rule.add_squares = add_squares<F, T>;
+    rule.factor = factor<F, T>;
+  }
   return rule;
 }
 

@@ -1,8 +1,9 @@
 // The update rules. A rule is its coefficients, folded once per step in double precision, and what
 // happens to one element. One with sums first passes over the array with `sum`, which adds what the
 // element has for them, in double; then `combine` changes the coefficients that depend on them.
-// One that prepares something does so in a first pass with `prepare`. Included by kernels.cpp
-// inside the namespace of one ISA.
+// One that prepares something does so in a first pass with `prepare`. One that is factored says
+// with `moved` how its means move, and has their roots for states. Included by kernels.cpp inside
+// the namespace of one ISA.
 //
 // Every update but the average's begins with grad_scale * g: the sign of `maximize`, the loss scale
 // and the clip factor are one number. Decoupled weight decay is a factor of the parameter; L2's
@@ -15,6 +16,7 @@ struct Names {
   const char* coefficients;
   const char* sums = "";      // of a first pass over the array
   const char* prepared = "";  // what such a pass writes, and Python changes before the update
+  bool factored = false;      // the states are means of rows and columns
 };
 
 template <class... F>
@@ -55,8 +57,8 @@ using Rules =
     List<Sgd<T, false, false>, Sgd<T, true, false>, Sgd<T, true, true>, Adagrad<T>,
          Rmsprop<T, false, false>, Rmsprop<T, false, true>, Rmsprop<T, true, false>,
          Rmsprop<T, true, true>, Adadelta<T>, Adam<T, false>, Adam<T, true>, CautiousAdam<T, false>,
-         CautiousAdam<T, true>, StableAdam<T>, Nadamw<T>, CautiousNadamw<T>, Radam<T>, AdaBelief<T>,
-         Yogi<T>, Adamax<T>, AdEMAMix<T>, Adopt<T>, Adan<T>, Rprop<T>, Lamb<T>, CautiousLamb<T>,
-         Lars<T, false, false>, Lars<T, true, false>, Lars<T, true, true>, Lion<T>, CautiousLion<T>,
-         SignSgd<T>, SignSgdMomentum<T>, Muon<T>, Nadam<T>, Asgd<T>, ScheduleFreeSgd<T>,
-         ScheduleFreeAdamW<T>, Ema<T>>;
+         CautiousAdam<T, true>, StableAdam<T>, Adafactor<T>, FactoredAdafactor<T>, Nadamw<T>,
+         CautiousNadamw<T>, Radam<T>, AdaBelief<T>, Yogi<T>, Adamax<T>, AdEMAMix<T>, Adopt<T>,
+         Adan<T>, Rprop<T>, Lamb<T>, CautiousLamb<T>, Lars<T, false, false>, Lars<T, true, false>,
+         Lars<T, true, true>, Lion<T>, CautiousLion<T>, SignSgd<T>, SignSgdMomentum<T>, Muon<T>,
+         Nadam<T>, Asgd<T>, ScheduleFreeSgd<T>, ScheduleFreeAdamW<T>, Ema<T>>;

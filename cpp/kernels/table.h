@@ -32,10 +32,22 @@ constexpr index_t few_columns = 32;
 using Reduce = void (*)(const double* coefficients, void* const* streams, index_t element,
                         index_t n, double* sums);
 
+// The rows or the columns of a matrix: of each the sum of its squares, which are so many, the mean
+// of them that is kept, and a root that follows from it; these lie so many bytes apart.
+struct Factor {
+  index_t count;
+  const double* sums;
+  index_t squares;
+  void *mean, *root;
+  index_t apart;
+};
+
 // What happens to the elements of one array. The streams are gradient, parameter, state..., from
 // the element of this index on. A rule may first add up numbers over the array, and change its
 // state on the way; what follows from them for the coefficients is combined before the update. Or
-// it first prepares one more stream, which somebody else changes as a whole before the update.
+// it first prepares one more stream, which somebody else changes as a whole before the update. Or
+// its states are means over the rows and over the columns of matrices: it adds up their squares,
+// run by run, moves these means, and has roots of them for streams.
 struct Rule {
   const char* name;
   const char* state;         // names, separated by blanks, with the marks of rules.h
@@ -46,6 +58,10 @@ struct Rule {
   void (*combine)(double* coefficients, const double* sums, index_t size);
   void (*prepare)(const double* coefficients, void* const* streams, index_t element, index_t n);
   void (*update)(const double* coefficients, void* const* streams, index_t element, index_t n);
+  // Adds each square of a run to those across it, and returns the sum along it.
+  double (*add_squares)(const double* coefficients, const void* gradient, index_t n,
+                        double* across);
+  void (*factor)(const double* coefficients, const Factor& rows, const Factor& columns);
 };
 
 // Random bits for the elements of one array, for one rounding.

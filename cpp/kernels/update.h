@@ -27,6 +27,12 @@ void stream(F f, index_t n, const T* g, T* p, S*... s) {
   each(f, first, n, g, p, s...);
 }
 
+inline double total_of(const double* lanes_of_sum) {
+  Sums<double> all;
+  __builtin_memcpy(all.part, lanes_of_sum, sizeof all.part);
+  return all.total();
+}
+
 // Block by block: lane k of each sum adds up the elements k, k + lanes, ... of a block.
 template <class F, class T, int... sum, class... S>
 void add_up(F f, index_t n, double* sums, Indices<sum...>, const T* __restrict g, T* __restrict p,
@@ -41,12 +47,7 @@ void add_up(F f, index_t n, double* sums, Indices<sum...>, const T* __restrict g
       for (index_t k = 0; k < lanes; ++k) f.sum(lane[sum][k]..., g[i + k], p[i + k], s[i + k]...);
     }
     for (index_t k = 0; i + k < end; ++k) f.sum(lane[sum][k]..., g[i + k], p[i + k], s[i + k]...);
-    const auto total = [](const double* lanes_of_sum) {
-      Sums<double> all;
-      __builtin_memcpy(all.part, lanes_of_sum, sizeof all.part);
-      return all.total();
-    };
-    ((sums[sum] = total(lane[sum])), ...);
+    ((sums[sum] = total_of(lane[sum])), ...);
   }
 }
 
@@ -69,11 +70,15 @@ F rule_with(const double* coefficients, Indices<i...>) {
   __builtin_memcpy(&f, values, sizeof f);
   return f;
 }
+template <class F>
+F rule_with(const double* coefficients) {
+  return rule_with<F>(coefficients, CountTo<count_words(F::names.coefficients)>{});
+}
 
 // Calls call(rule, gradient, parameter, state..., what is prepared).
 template <class F, class T, class Call, int... state>
 void with_streams(const double* coefficients, void* const* streams, Call call, Indices<state...>) {
-  const auto f = rule_with<F>(coefficients, CountTo<count_words(F::names.coefficients)>{});
+  const auto f = rule_with<F>(coefficients);
   call(f, static_cast<const T*>(streams[0]), static_cast<T*>(streams[1]),
        static_cast<T*>(streams[2 + state])...);
 }
@@ -108,4 +113,49 @@ void combine(double* coefficients, const double* sums, index_t size) {
   __builtin_memcpy(&f, coefficients, sizeof f);
   f.combine(sums, double(size));
   __builtin_memcpy(coefficients, &f, sizeof f);
+}
+
+template <class F, class T>
+double add_squares(const double* coefficients, const void* gradient, index_t n, double* across) {
+  constexpr index_t lanes = lanes_of<double>;
+  const auto f = rule_with<F>(coefficients);
+  const T* const g = static_cast<const T*>(gradient);
+  double lane[lanes] = {};
+  const auto add = [&](index_t i, index_t k) {
+    const double x = double(f.grad_scale * g[i + k]);
+    lane[k] += x * x;
+    across[i + k] += x * x;
+  };
+  index_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+#pragma omp simd
+    for (index_t k = 0; k < lanes; ++k) add(i, k);
+  }
+  for (index_t k = 0; i + k < n; ++k) add(i, k);
+  return total_of(lane);
+}
+
+template <class F, class T>
+void factor(const double* coefficients, const Factor& rows, const Factor& columns) {
+  const auto f = rule_with<F>(coefficients);
+  const auto at = [](void* data, const Factor& of, index_t i) {
+    return reinterpret_cast<T*>(static_cast<char*>(data) + i * of.apart);
+  };
+  const auto move = [&](const Factor& of) {
+    double sum = 0;
+    for (index_t i = 0; i < of.count; ++i) {
+      T& mean = *at(of.mean, of, i);
+      mean = f.moved(mean, of.sums[i] / double(of.squares));
+      sum += double(mean);
+    }
+    return sum / double(of.count);
+  };
+  const auto take_roots = [&](const Factor& of, double divisor) {
+    for (index_t i = 0; i < of.count; ++i) {
+      *at(of.root, of, i) = T(sqrt(double(*at(of.mean, of, i)) / divisor));
+    }
+  };
+  take_roots(rows, maximum(move(rows), double(f.least())));
+  move(columns);
+  take_roots(columns, 1);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from itertools import accumulate
@@ -20,8 +21,10 @@ Entry: TypeAlias = tuple[tuple[int, ...], np.dtype[Any] | Literal["count"] | Non
 
 
 def encoded(value: Any) -> Any:
-    """Return a hyper-parameter as an array can have it: a string as the bytes of its UTF-8."""
-    return np.array(bytearray(value.encode())) if isinstance(value, str) else value
+    """Return what an array can have: a string as bytes of UTF-8, for None among numbers NaN."""
+    if isinstance(value, str):
+        return np.array(bytearray(value.encode()))
+    return tuple(math.nan if x is None else x for x in value) if isinstance(value, tuple) else value
 
 
 def decoded(array: NDArray[Any], text: bool) -> Any:
@@ -29,7 +32,7 @@ def decoded(array: NDArray[Any], text: bool) -> Any:
     if array.ndim == 1 and (array.dtype == np.uint8 or (text and array.dtype.kind in "iu")):
         return array.astype(np.uint8).tobytes().decode(errors="replace")
     value = array.tolist()
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(None if x != x else x for x in value) if isinstance(value, list) else value
 
 
 def read(caller: str, state_dict: Any, own: Iterable[NDArray[Any]]) -> dict[str, NDArray[Any]]:

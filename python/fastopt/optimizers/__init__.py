@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from fastopt.optimizers.adabelief import *
 from fastopt.optimizers.adadelta import *
+from fastopt.optimizers.adafactor import *
 from fastopt.optimizers.adagrad import *
 from fastopt.optimizers.adam import *
 from fastopt.optimizers.adamax import *

@@ -37,7 +37,8 @@ def _constants(rule: str, options: Mapping[str, Any]) -> dict[str, float]:
     values = {"grad_scale": -1.0 if options["maximize"] else 1.0}
     for name, value in options.items():
         if isinstance(value, tuple):
-            values.update({f"{name[:-1]}{i}": item for i, item in enumerate(value, 1)})
+            numbered = {f"{name[:-1]}{i}": item for i, item in enumerate(value, 1)}
+            values.update({key: item for key, item in numbered.items() if item is not None})
         elif isinstance(value, (bool, float)):
             values[name] = float(value)
     values.update({f"one_minus_{name}": 1 - value for name, value in values.items()})
@@ -152,6 +153,10 @@ class Optimizer:
     def _rule(self, options: Mapping[str, Any]) -> str:
         """The name of the kernel."""
         raise NotImplementedError
+
+    def _rule_for(self, options: Mapping[str, Any], array: Array) -> str:
+        """That of one array; its coefficients are those of `_rule`."""
+        return self._rule(options)
 
     def _coefficients(
         self, options: Mapping[str, Any], lr: float, t: int, started: bool
@@ -474,10 +479,9 @@ class Optimizer:
         own = [array for states in self._states for array in states.values()]
         given = _state.read(caller, state_dict, [bound.counts, *own])
         all_options = self._options_in(caller, given)
-        all_names = {
-            group._index: self._names_in(group, options, given)
-            for group, options in zip(self._groups, all_options, strict=True)
-        }
+        all_names: dict[int, list[str]] = {}
+        for group, options in zip(self._groups, all_options, strict=True):
+            all_names |= self._names_in(group, options, given)
         wanted: dict[str, Entry] = dict.fromkeys(("steps", "skipped_steps"), ((), "count"))
         for group, options in zip(self._groups, all_options, strict=True):
             for name, value in options.items():
@@ -488,8 +492,7 @@ class Optimizer:
             for name, shared in group._numbers.items():
                 wanted[f"param_groups.{group._index}.{name}"] = (shared.shape, shared.dtype)
             for i in group._arrays:
-                names = all_names[group._index]
-                wanted |= self._entries_of(i, names, options, given, caller, convert)
+                wanted |= self._entries_of(i, all_names[i], options, given, caller, convert)
         _state.check_keys(caller, given, wanted)
         _state.check_entries(caller, given, wanted)
         with bound:
@@ -500,18 +503,17 @@ class Optimizer:
 
     def _names_in(
         self, group: ParamGroup, options: Mapping[str, Any], given: Mapping[str, Array]
-    ) -> list[str]:
-        """The states of a group in a state_dict: those of its rule, and optional ones beside."""
-        names = self._state_names(self._rule(options))
+    ) -> dict[int, list[str]]:
+        """The states of arrays in a state_dict: those of their rules, and optional ones beside."""
         assert self._bound is not None
-        owners = [f"state.{self._bound.names[i]}." for i in group._arrays]
-        return names + [
+        params, owners = self._bound.params, [f"state.{name}." for name in self._bound.names]
+        optional = [
             state.name
             for state in self._special_states
-            if state.optional
-            and state.name not in names
-            and any(owner + state.name in given for owner in owners)
+            if state.optional and any(owners[i] + state.name in given for i in group._arrays)
         ]
+        used = {i: self._state_names(self._rule_for(options, params[i])) for i in group._arrays}
+        return {i: list(dict.fromkeys([*names, *optional])) for i, names in used.items()}
 
     def _entries_of(
         self,
@@ -537,12 +539,14 @@ class Optimizer:
         for name in names:
             declared = self._declared(name)
             needed = declared.initial is not None and not (
-                declared.optional and name not in self._state_names(self._rule(options))
+                declared.optional and name not in _RULES[self._rule_for(options, param)][0]
             )
             if needed or prefix + name in given:
                 entries = form.entries(name, codings.get(name, "none"))
                 if declared.number:
                     entries = {name: ((), np.dtype(np.float64))}
+                elif declared.shape != "like":
+                    entries = {name: (declared.like(param).shape, form.computed)}
                 wanted |= {prefix + key: entry for key, entry in entries.items()}
         if form.has_master:
             wanted[prefix + storage.MASTER] = (param.shape, np.dtype(np.float32))
@@ -726,7 +730,7 @@ class Optimizer:
         all_names: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         """
-        Gives groups these hyper-parameters and the states of these names, all or nothing.
+        Gives groups these hyper-parameters and arrays the states of these names, all or nothing.
 
         Without names, they are those of the rule, and those that are there. States go by name;
         new ones are filled.
@@ -736,15 +740,19 @@ class Optimizer:
         for index, options in all_options.items():
             group, rule = groups[index], self._rule(options)
             own = {paths[i]: params[i] for i in group._arrays}
-            known = storage.names_in(states[group._arrays[0]]) if group._arrays else []
-            names = self._state_names(rule)
-            names += [name for name in known if name not in names]
+            rules = [self._rule_for(options, param) for param in own.values()]
+            known = [storage.names_in(states[i]) for i in group._arrays]
+            names = [
+                list(dict.fromkeys([*self._state_names(rule_of), *before]))
+                for rule_of, before in zip(rules, known, strict=True)
+            ]
             if all_names is not None:
-                names = list(all_names[index])
+                names = [list(all_names[i]) for i in group._arrays]
             new: list[storage.State] = []
             forms: list[storage.Format] = []
             if bound is not self._bound or rule != group._rule or names != known:
-                storage.check(type(self).__name__, options, _RULES[rule][0].values(), own)
+                codings = [coding for each in rules for coding in _RULES[each][0].values()]
+                storage.check(type(self).__name__, options, codings, own)
                 forms = [storage.Format(options, param) for param in own.values()]
                 before = [states[i] for i in group._arrays]
                 new = self._new_states(names, options, forms, list(own.values()), before)
@@ -753,16 +761,17 @@ class Optimizer:
                 self._between(options),
                 storage.of(options)["seed"],
             )
-            prepared.append((group, options, rule, constants, forms, new))
+            prepared.append((group, options, rule, constants, rules, forms, new))
         numbers = [state.name for state in self._special_states if state.number == "array"]
         # Nothing is changed before this point: memory for the states may have run out.
-        for group, options, rule, constants, forms, new in prepared:
+        for group, options, rule, constants, rules, forms, new in prepared:
             bound.set_constants(group._index, rule, *constants)
-            for i, form, state in zip(group._arrays, forms, new, strict=False):
+            for i, rule_of, form, state in zip(group._arrays, rules, forms, new, strict=False):
+                arrays, shape = [state[name] for name in _RULES[rule_of][0]], params[i].shape
                 bound.bind(
                     i,
-                    rule,
-                    [state[name] for name in _RULES[rule][0]],
+                    rule_of,
+                    [a if a.shape == shape else np.broadcast_to(a, shape) for a in arrays],
                     {**{name: state[name] for name in numbers}, **group._numbers},
                     storage.scales_of(state),
                     state.get(storage.MASTER),
@@ -773,7 +782,7 @@ class Optimizer:
 
     def _new_states(
         self,
-        names: Sequence[str],
+        names: Sequence[Sequence[str]],
         options: Mapping[str, Any],
         forms: Sequence[storage.Format],
         params: Sequence[Array],
@@ -782,23 +791,25 @@ class Optimizer:
         """The states of these names, of every parameter; those of before stay."""
         models = [storage.model_of(*pair) for pair in zip(before, params, strict=True)]
         states: list[storage.State] = [{} for _ in params]
-        for position, name in enumerate(names):
+        all_names = dict.fromkeys(name for own in names for name in own)
+        for position, name in enumerate(all_names):
             declared = self._declared(name)
-            if before and name in before[0]:
-                new = [storage.part_of(state, name) for state in before]
-            elif declared.number:
-                arrays = _core.new_numbers(len(params), declared.fill(options))
-                new = [{name: array} for array in arrays]
+            for state, own, old in zip(states, names, before, strict=True):
+                state.update(storage.part_of(old, name) if name in own else {})
+            without = [k for k, own in enumerate(names) if name in own and name not in before[k]]
+            value = declared.fill(options)
+            if declared.number:
+                new = [{name: array} for array in _core.new_numbers(len(without), value)]
             else:
-                coding, value = _CODINGS[name], declared.fill(options)
-                new = storage.new_states(name, coding, value, position, forms, models)
-            for state, part in zip(states, new, strict=True):
-                state.update(part)
+                of_those = [forms[k] for k in without], [declared.like(models[k]) for k in without]
+                new = storage.new_states(name, _CODINGS[name], value, position, *of_those)
+            for k, part in zip(without, new, strict=True):
+                states[k].update(part)
         for state, old, form, param in zip(states, before, forms, params, strict=True):
             if form.has_master:
                 master = old.get(storage.MASTER)
                 state[storage.MASTER] = (
-                    storage.new_master(param, len(names)) if master is None else master
+                    storage.new_master(param, len(all_names)) if master is None else master
                 )
         return states
 

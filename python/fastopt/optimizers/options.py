@@ -78,7 +78,7 @@ class Scheduled(Number):
 class Several(Range):
     """Numbers, each of its range."""
 
-    each: tuple[Number, ...]
+    each: tuple[Range, ...]
 
     def __str__(self) -> str:
         count = {2: "two", 3: "three"}[len(self.each)]

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fastopt._tree import Array
+
 __all__ = ["State"]
 
 
 @dataclass(frozen=True)
 class State:
     """
-    A state of every array, in its parameter's shape, dtype and order of memory.
+    A state of every array, in its parameter's dtype and order of memory.
 
     Attributes
     ----------
@@ -25,14 +27,23 @@ class State:
     number : {"", "array", "group"}
         It is one float64 for each array, or for all of a group, which `Optimizer._coefficients`
         gets among the options and returns, as it will be after the step, among the coefficients.
+    shape : {"like", "rows", "columns"}
+        That of its parameter, with a last axis of one element, or with one of one before the last.
     """
 
     name: str
     initial: float | str | None = 0.0
     optional: bool = False
     number: Literal["", "array", "group"] = ""
+    shape: Literal["like", "rows", "columns"] = "like"
 
     def fill(self, options: Mapping[str, Any]) -> float:
         """Return the number that a new one is filled with."""
         value = options[self.initial] if isinstance(self.initial, str) else self.initial
         return float(value(0) if callable(value) else value or 0.0)
+
+    def like(self, array: Array) -> Array:
+        """Return an array of the state's shape and dtype, and in its order of memory."""
+        if self.shape == "like":
+            return array
+        return array[..., :1] if self.shape == "rows" else array[..., :1, :]
