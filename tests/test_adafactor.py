@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -103,6 +104,29 @@ def test_what_a_group_with_none_keeps() -> None:
     opt.step({"W": np.ones((3, 4)), "b": None}, skip_nonfinite=True, max_norm=1.0)
     assert [int(state["step"]) for state in opt.state.values()] == [1, 1]
     np.testing.assert_allclose(opt.state["W"]["col_var"], 1 / 12, rtol=1e-6)
+
+
+def test_storages() -> None:
+    """Means of rows and columns stay as they are computed; those of matrices alone have no code."""
+    W, b = numbers((50, 90), np.float32, 1), numbers((5000,), np.float32, 2)
+    W, b = W.astype(ml_dtypes.bfloat16), b.astype(ml_dtypes.bfloat16)
+    plain = W.astype(np.float32)
+    opt = Adafactor({"W": W, "b": b}, state_dtype="8bit", master_weights=True)
+    alone = Adafactor({"W": plain})
+    for seed in (3, 4):
+        grads = {"W": numbers((50, 90), np.float32, seed).astype(ml_dtypes.bfloat16)}
+        opt.step({**grads, "b": numbers((5000,), np.float32, seed).astype(ml_dtypes.bfloat16)})
+        alone.step({"W": grads["W"].astype(np.float32)})
+    assert opt.state["b"]["variance"].dtype == np.uint8
+    for name in ("row_var", "col_var"):
+        assert opt.state["W"][name].tobytes() == alone.state["W"][name].tobytes()
+    assert opt.state["W"]["master_param"].tobytes() == plain.tobytes()
+    resumed = Adafactor({"W": W.copy(), "b": b.copy()}, state_dtype="8bit", master_weights=True)
+    resumed.load_state_dict(opt.state_dict())
+    saved, loaded = opt.state_dict(), resumed.state_dict()
+    assert all(loaded[key].tobytes() == array.tobytes() for key, array in saved.items())
+    with pytest.raises(ValueError, match="state_dtype is '8bit', but the states stay"):
+        Adafactor({"W": W}, state_dtype="8bit")
 
 
 def test_a_threshold_makes_no_step_longer() -> None:

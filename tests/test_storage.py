@@ -10,6 +10,7 @@ import pytest
 
 import fastopt
 from fastopt import _core, codecs, reference
+from fastopt.optimizers.storage import DEFAULTS
 from grid import EXACT_DEFAULTS, Case, defaults
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -59,7 +60,7 @@ class Expected:
 
     def __init__(self, case: Case, opt: Any, index: int, param: Any) -> None:
         self.case, self.index, self.t = case, index, 0
-        self.options = dict(opt.param_groups[0])
+        self.options = {**DEFAULTS, **opt.param_groups[0]}
         self.param = param.copy()
         self.state = {name: array.copy() for name, array in opt._states[index].items()}
         self.numbers = {name: float(x) for name, x in opt.param_groups[0]._numbers.items()}
