@@ -149,3 +149,13 @@ def test_bits_of_the_reference(
     sizes = [1, 63, 1025, 4095, 4096, 4097, 70_001]
     with fastopt.config_context(num_threads=threads):
         compare(case, storage, parameters(sizes, storage))
+
+
+def test_states_without_axes_are_converted() -> None:
+    w, g = {"a": np.ones((), np.float32)}, {"a": np.ones((), np.float32)}
+    opt = fastopt.AdamW(w, state_dtype="bfloat16")
+    opt.step(g)
+    other = fastopt.AdamW(w, state_dtype="8bit")  # which few elements are not stored in
+    other.load_state_dict(opt.state_dict(), convert=True)
+    assert other.state["a"]["exp_avg"].dtype == np.float32
+    assert other.state["a"]["exp_avg"] == pytest.approx(0.1, rel=0.01)

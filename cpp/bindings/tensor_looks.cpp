@@ -52,10 +52,7 @@ void TensorOptimizer::look_at_options(py::handle owner, py::handle options, size
   group.seen.resize(options_.size());
   for (size_t k = 0; k < options_.size(); ++k) {
     PyObject* const value = PyDict_GetItemWithError(options.ptr(), options_[k].ptr());
-    if (value == nullptr) {
-      if (PyErr_Occurred()) throw py::error_already_set();
-      fail<py::key_error>(caller_, ": param_groups[", index, "] has no ", text(options_[k]));
-    }
+    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
     if (group.seen[k].ptr() == value) continue;
     group.seen[k] = owned(value);
     same = false;
@@ -72,7 +69,7 @@ void TensorOptimizer::look_at_group(py::handle owner, py::handle options, size_t
   look_at_options(owner, options, group);
   const py::object list = options[params_name];
   const py::object params = checked(PySequence_Fast(list.ptr(), "params is not a list"));
-  for (py::ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params.ptr()); ++i) {
+  for (py::ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params.ptr()); ++i, ++params_) {
     const py::object param = owned(PySequence_Fast_GET_ITEM(params.ptr(), i));
     const py::object grad = checked(PyObject_GetAttr(param.ptr(), grad_name.ptr()));
     if (grad.is_none()) {
@@ -83,6 +80,7 @@ void TensorOptimizer::look_at_group(py::handle owner, py::handle options, size_t
     Slot& slot = slots_[used_++];
     slot.group = group;
     slot.index = size_t(i);
+    slot.position = params_;
     slot.param = param;
     slot.grad = grad;
     look_at_param(slot, owner, states);
@@ -95,14 +93,14 @@ void TensorOptimizer::look_at_param(Slot& slot, py::handle owner, Cursor& states
   const Group& group = groups_[slot.group];
   slot.state = {};
   const DLTensor own = look(slot, owner, slot.param, param_stream);
-  const size_t streams = first_state_stream + group.constants.rule->states.size();
-  if (slot.geometry.set_param(own, streams)) {
+  // One more than there may be, for a master.
+  if (slot.geometry.set_shape(own, first_state_stream + rule(slot).states.size() + 1)) {
     slot.known = false;
     moved_ = true;
   }
   place(slot, param_stream, own);
   look_at_grad(slot, owner);
-  if (group.states.empty()) return;
+  if (group.scalar_count + stream_count(slot) == first_state_stream) return;
   if (const py::handle state = states.find(slot.param)) slot.state = owned(state.ptr());
   look_at_states(slot, owner);
 }
@@ -120,13 +118,14 @@ void TensorOptimizer::look_at_grad(Slot& slot, py::handle owner) {
 // The states that it has, and what has to begin.
 void TensorOptimizer::look_at_states(Slot& slot, py::handle owner) {
   const Group& group = groups_[slot.group];
-  const size_t scalars = group.scalar_count, count = group.states.size();
+  const size_t scalars = group.scalar_count,
+               count = scalars + stream_count(slot) - first_state_stream;
   const size_t first = held_.size();  // of the tensors
   bool complete = bool(slot.state);
   if (slot.state) {
     Cursor cursor(slot.state);
-    for (const py::str& name : group.states) {
-      const py::handle tensor = cursor.find(name);
+    for (size_t k = 0; k < count; ++k) {
+      const py::handle tensor = cursor.find(group.states[k]);
       complete &= tensor && !tensor.is_none();
       held_.push_back(owned(tensor.ptr()));
     }
@@ -134,7 +133,7 @@ void TensorOptimizer::look_at_states(Slot& slot, py::handle owner) {
     held_.resize(first + count);
   }
   slot.started = true;
-  if (!complete) begin_states(slot, owner, first);
+  if (!complete) begin_states(slot, owner, first, count);
   for (size_t k = 0; k < scalars; ++k) {
     slot.scalars[k] = look_at_scalar(slot, owner, first + k);
     slot.number[k] = slot.scalars[k].get();
@@ -148,16 +147,45 @@ void TensorOptimizer::look_at_states(Slot& slot, py::handle owner) {
     slot.t = std::int64_t(done) + 1;
   }
   for (size_t k = scalars; k < count; ++k) {
-    const size_t stream = first_state_stream + k - scalars;
-    const py::object tensor = held_[first + k];
-    place(slot, stream, look_like_param(slot, owner, tensor, stream));
+    look_at_state(slot, owner, first + k, first_state_stream + k - scalars);
   }
 }
 
-void TensorOptimizer::begin_states(Slot& slot, py::handle owner, size_t first) {
+void TensorOptimizer::look_at_state(Slot& slot, py::handle owner, size_t held, size_t stream) {
+  const py::object tensor = held_[held];
+  const DLTensor found = look_like_param(slot, owner, tensor, stream);
+  const Dtype dtype = *dtype_of(found), computed = compute_dtype(slot.geometry.dtype(param_stream));
+  const size_t state = stream - first_state_stream;
+  const bool is_master = state == rule(slot).states.size();
+  if (dtype != computed && (is_master || rule(slot).states[state].coding == Coding::none)) {
+    fail<py::type_error>(where(slot, stream), " has dtype ", dtype_name(dtype), ", expected ",
+                         dtype_name(computed));
+  }
+  place(slot, stream, found);
+  slot.scales[stream] = item_size(dtype) == 1 ? look_at_scales(slot, owner, stream) : nullptr;
+}
+
+float* TensorOptimizer::look_at_scales(const Slot& slot, py::handle owner, size_t stream) {
+  const std::string name = rule(slot).states[stream - first_state_stream].name + "_scale";
+  const index_t count = (slot.geometry.size() + scale_block - 1) / scale_block;
+  for (const py::object& states : {slot.fresh, slot.state}) {
+    if (!states || !states.contains(name)) continue;
+    const py::object tensor = states[name.c_str()];
+    held_.push_back(tensor);
+    const DLTensor found = look(slot, owner, tensor, stream);
+    if (found.ndim != 1 || found.shape[0] != count || (count > 1 && found.strides[0] != 1) ||
+        dtype_of(found) != Dtype::float32) {
+      fail<py::value_error>(where(slot, stream), " has scales that are not ", count, " float32");
+    }
+    return static_cast<float*>(static_cast<void*>(found.begin()));
+  }
+  fail<py::value_error>(where(slot, stream), " has no ", name);
+}
+
+void TensorOptimizer::begin_states(Slot& slot, py::handle owner, size_t first, size_t count) {
   const Group& group = groups_[slot.group];
   py::list missing;
-  for (size_t k = 0; k < group.states.size(); ++k) {
+  for (size_t k = 0; k < count; ++k) {
     py::object& tensor = held_[first + k];
     if (tensor && !tensor.is_none()) continue;
     tensor = {};
@@ -165,7 +193,7 @@ void TensorOptimizer::begin_states(Slot& slot, py::handle owner, size_t first) {
     if (k >= group.scalar_count) slot.started = false;
   }
   slot.fresh = owner.attr("_new_states")(slot.param, slot.group, missing);
-  for (size_t k = 0; k < group.states.size(); ++k) {
+  for (size_t k = 0; k < count; ++k) {
     if (!held_[first + k]) held_[first + k] = slot.fresh[group.states[k]];
   }
 }
@@ -174,8 +202,9 @@ Scalar TensorOptimizer::look_at_scalar(const Slot& slot, py::handle owner, size_
   const py::object tensor = held_[held];
   const std::optional<Scalar> scalar = Scalar::of(look(slot, owner, tensor, first_state_stream));
   if (!scalar) {
-    fail<py::value_error>(where(slot, first_state_stream), " has shape ",
-                          text(tensor.attr("shape")), " where one number is expected");
+    fail<py::value_error>(where(slot, first_state_stream), " has ", text(tensor.attr("dtype")),
+                          " of shape ", text(tensor.attr("shape")),
+                          " where one float32 or float64 is expected");
   }
   return *scalar;
 }
@@ -184,7 +213,10 @@ Scalar TensorOptimizer::look_at_scalar(const Slot& slot, py::handle owner, size_
 DLTensor TensorOptimizer::look(const Slot& slot, py::handle owner, py::handle tensor,
                                size_t stream) {
   DLTensor found;
-  if (tensors_.look(tensor, found)) return found;
+  const auto is_number = [&] {
+    return stream >= first_state_stream || item_size(*dtype_of(found)) > 1;
+  };
+  if (tensors_.look(tensor, found) && is_number()) return found;
   const py::object plain =
       owner.attr("_plain")(tensor, where(slot, stream), slot.group, request_->measured());
   if (!tensors_.look(plain, found)) {
@@ -197,7 +229,8 @@ DLTensor TensorOptimizer::look(const Slot& slot, py::handle owner, py::handle te
 DLTensor TensorOptimizer::look_like_param(Slot& slot, py::handle owner, py::handle tensor,
                                           size_t stream) {
   const DLTensor found = look(slot, owner, tensor, stream);
-  if (!slot.geometry.fits(found)) {
+  const Dtype computed = compute_dtype(slot.geometry.dtype(param_stream));
+  if (!slot.geometry.fits(found) || compute_dtype(*dtype_of(found)) != computed) {
     fail<py::value_error>(where(slot, stream), " has not the shape and dtype of ",
                           where(slot, param_stream), ": ", text(tensor.attr("shape")), ", ",
                           text(tensor.attr("dtype")));
@@ -206,7 +239,7 @@ DLTensor TensorOptimizer::look_like_param(Slot& slot, py::handle owner, py::hand
 }
 
 void TensorOptimizer::place(Slot& slot, size_t stream, const DLTensor& tensor) {
-  const bool turned = slot.geometry.set_strides(stream, tensor);
+  const bool turned = slot.geometry.set_stream(stream, tensor);
   if (turned) slot.known = false;
   if (!turned && slot.data[stream] == tensor.begin()) return;
   slot.data[stream] = tensor.begin();

@@ -27,27 +27,25 @@ void TensorOptimizer::lock() {
 
 void TensorOptimizer::declare(size_t index, const std::string& rule, const py::dict& constants,
                               const py::object& between, const std::vector<py::str>& scalars,
-                              const std::vector<py::str>& states, bool settled) {
+                              const Rounding& rounding, bool settled) {
   Group& group = groups_.at(index);
   group.constants = {};
   group.constants.group = int(index);
   group.constants.rule = &rules_.find(caller_, rule);
   group.constants.set(caller_, constants);
   group.between = between;
-  group.states.clear();
-  for (const auto* names : {&scalars, &states}) {
-    for (py::str name : *names) {
-      PyUnicode_InternInPlace(&name.ptr());  // as those of a dict are
-      group.states.push_back(name);
-    }
-  }
+  group.rounding = rounding;
+  group.settled = settled;
   group.counts_steps = !scalars.empty() && text(scalars[0]) == "step";
   group.scalar_count = scalars.size();
   group.numbers = {scalars.begin() + group.counts_steps, scalars.end()};
-  group.settled = settled;
-  if (states.size() != group.constants.rule->states.size() ||
-      group.numbers.size() > Numbers::most) {
-    fail<std::invalid_argument>(caller_, ": ", rule, " has other states");
+  group.states = scalars;
+  for (const StateName& state : group.constants.rule->states) group.states.push_back(state.name);
+  group.states.push_back(py::str("master_param"));
+  for (py::str& name : group.states) PyUnicode_InternInPlace(&name.ptr());  // as keys of a dict are
+  for (Slot& slot : slots_) slot.known = false;
+  if (group.numbers.size() > Numbers::most) {
+    fail<std::invalid_argument>(caller_, ": ", rule, " has more numbers than there is room for");
   }
 }
 
@@ -142,7 +140,7 @@ void TensorOptimizer::check_overlap(bool zero_grads) {
     written_.clear();
     grads.clear();
     for (size_t i = 0; i < used_; ++i) {
-      const size_t count = first_state_stream + rule(slots_[i]).states.size();
+      const size_t count = stream_count(slots_[i]);
       for (size_t s = i * most_streams + param_stream; s < i * most_streams + count; ++s) {
         check_itself(s);
         written_.add(Extent(view_of(s)), s);
@@ -168,32 +166,74 @@ void TensorOptimizer::check_overlap(bool zero_grads) {
   moved_grads_.clear();
 }
 
-// How its streams are walked, and by what.
 void TensorOptimizer::lay_out(Slot& slot, const Settings& settings) {
+  if (!slot.known) find_layout(slot);
   const RuleNames& rule = this->rule(slot);
-  const size_t count = first_state_stream + rule.states.size();
-  if (!slot.known) {
-    std::vector<View> views;
-    for (size_t s = 0; s < count; ++s) views.push_back(slot.geometry.view(s, slot.data[s]));
-    const View param = views[param_stream];
-    Shape strides(size_t(param.ndim), item_size(param.dtype));
-    if (rule.prepares) {  // in C order, somewhere else at every step
-      for (size_t axis = strides.size(); axis-- > 1;) {
-        strides[axis - 1] = strides[axis] * param.shape[axis];
-      }
-      views.push_back({nullptr, param.dtype, true, param.ndim, param.shape, strides.data()});
-    }
-    Layout layout = layout_of(views, param);
-    slot.layout = layout.dense() ? nullptr : std::make_unique<Layout>(std::move(layout));
-    slot.known = true;
-  }
+  const Dtype computed = compute_dtype(slot.geometry.dtype(param_stream));
   ArrayStep& step = array_steps_.emplace_back();
-  step.rule = &settings.table->rules[rule.row[size_t(slot.geometry.dtype())]];
+  step.rule = &settings.table->rules[rule.row[size_t(computed)]];
   step.coefficients = slot.coefficients->value;
   step.layout = slot.layout.get();
   step.size = slot.geometry.size();
-  step.stream_count = int(count) + rule.prepares;
-  std::copy_n(slot.data, count, step.streams);
+  step.stream_count = int(stream_count(slot)) + rule.prepares;
+  std::copy_n(slot.data, stream_count(slot), step.streams);
+  if (has_master(slot)) step.streams[step.stream_count - 1] = slot.data[stream_count(slot) - 1];
+  if (slot.storage == nullptr) return;
+  step.storage = slot.storage.get();
+  std::copy_n(slot.scales, most_streams, slot.storage->scales);
+  const std::uint64_t key = mixed(0, groups_[slot.group].rounding.seed);
+  step.key = mixed(mixed(key, std::uint64_t(slot.t)), slot.position);
+}
+
+// How its streams are walked, and as what.
+void TensorOptimizer::find_layout(Slot& slot) const {
+  std::vector<View> views;
+  for (size_t s = 0; s < stream_count(slot); ++s) {
+    views.push_back(slot.geometry.view(s, slot.data[s]));
+  }
+  const View param = views[param_stream];
+  const Dtype computed = compute_dtype(param.dtype);
+  Shape strides(size_t(param.ndim), item_size(computed));
+  if (rule(slot).prepares) {  // in C order, somewhere else at every step
+    for (size_t axis = strides.size(); axis-- > 1;) {
+      strides[axis - 1] = strides[axis] * param.shape[axis];
+    }
+    const View prepared{nullptr, computed, true, param.ndim, param.shape, strides.data()};
+    views.insert(views.end() - has_master(slot), prepared);
+  }
+  // Blocks of 8-bit states are counted in their order of memory.
+  const auto is_8bit = [](const View& view) { return item_size(view.dtype) == 1; };
+  const auto coded = std::find_if(views.begin(), views.end(), is_8bit);
+  Layout layout = layout_of(views, coded != views.end() ? *coded : param);
+  for (size_t s = 0; s < views.size(); ++s) {
+    if (is_8bit(views[s]) && !layout.streams[s].dense) {
+      fail<py::value_error>(where(slot, first_state_stream), " is of 8 bits in another order");
+    }
+  }
+  slot.layout = layout.dense() ? nullptr : std::make_unique<Layout>(std::move(layout));
+  find_storage(slot, views);
+  slot.known = true;
+}
+
+void TensorOptimizer::find_storage(Slot& slot, const std::vector<View>& views) const {
+  const Dtype computed = compute_dtype(slot.geometry.dtype(param_stream));
+  const auto is_coded = [&](const View& view) { return view.dtype != computed; };
+  slot.storage = nullptr;
+  if (std::none_of(views.begin(), views.end(), is_coded)) return;
+  slot.storage = std::make_unique<Storage>();
+  Storage& storage = *slot.storage;
+  for (size_t s = 0; s < views.size(); ++s) storage.dtype[s] = views[s].dtype;
+  storage.at_random[param_stream] = groups_[slot.group].rounding.at_random &&
+                                    views[param_stream].dtype == Dtype::bfloat16 &&
+                                    !has_master(slot);
+  for (size_t k = 0; k < rule(slot).states.size(); ++k) {
+    const size_t s = first_state_stream + k;
+    storage.at_random[s] = views[s].dtype == Dtype::bfloat16;
+    if (item_size(views[s].dtype) == 1 && rule(slot).states[k].coding == Coding::with_sign) {
+      storage.dtype[s] = Dtype::signed_8bit;
+    }
+  }
+  storage.master = has_master(slot) ? int(views.size()) - 1 : 0;
 }
 
 // Memory for what the rules prepare.
@@ -201,7 +241,8 @@ void TensorOptimizer::make_stacks() {
   std::map<std::tuple<size_t, Dtype, Shape>, std::vector<size_t>> alike;
   for (size_t i = 0; i < used_; ++i) {
     const Geometry& geometry = slots_[i].geometry;
-    alike[{slots_[i].group, geometry.dtype(), geometry.shape()}].push_back(i);
+    alike[{slots_[i].group, compute_dtype(geometry.dtype(param_stream)), geometry.shape()}]
+        .push_back(i);
   }
   for (const auto& [kind, members] : alike) {
     auto [group, dtype, shape] = kind;
@@ -210,7 +251,7 @@ void TensorOptimizer::make_stacks() {
     void* place = const_cast<void*>(stack.memory.data());
     for (const size_t member : members) {
       ArrayStep& step = array_steps_[member];
-      step.streams[step.stream_count - 1] = place;
+      step.streams[step.prepared()] = place;
       place = at(place, step.size, item_size(dtype));
     }
   }
@@ -275,7 +316,7 @@ void TensorOptimizer::let_go() {
   sets_.clear();
   array_steps_.clear();
   stacks_.clear();
-  used_ = 0;
+  used_ = params_ = 0;
   request_ = nullptr;
 }
 
@@ -283,9 +324,15 @@ void bind_tensor_optimizer(py::module_& m) {
   py::class_<TensorOptimizer>(m, "TensorOptimizer")
       .def(py::init<const std::string&, const std::vector<py::str>&, const py::tuple&>(),
            py::arg("caller"), py::arg("options"), py::arg("classes"))
-      .def("declare", &TensorOptimizer::declare, py::arg("group"), py::arg("rule"),
-           py::arg("constants"), py::arg("between"), py::arg("scalars"), py::arg("states"),
-           py::arg("settled"))
+      .def("declare",
+           [](TensorOptimizer& optimizer, size_t group, const std::string& rule,
+              const py::dict& constants, const py::object& between,
+              const std::vector<py::str>& scalars,
+              const std::tuple<bool, bool, std::uint64_t>& rounding, bool settled) {
+             const auto [has_master, at_random, seed] = rounding;
+             optimizer.declare(group, rule, constants, between, scalars,
+                               {has_master, at_random, seed}, settled);
+           })
       .def(
           "step",
           [](TensorOptimizer& optimizer, py::handle owner, int threads, double loss_scale,

@@ -12,6 +12,7 @@
 
 #include "arrays.h"
 #include "coefficients.h"
+#include "core/element.h"
 #include "core/step.h"
 #include "tensors.h"
 
@@ -26,11 +27,15 @@ class TensorOptimizer {
 
   // What the owner says of a group whose options are not what they were: the rule, those of its
   // coefficients that do not change from step to step, what changes a stack of what it prepares, or
-  // None, its states of one number, "step" first where steps are counted, the other ones, and
-  // whether options are other objects when they change.
+  // None, its states of one number, "step" first where steps are counted, how parameters of two
+  // bytes are rounded, and whether options are other objects when they change.
+  struct Rounding {
+    bool has_master, at_random;
+    std::uint64_t seed;
+  };
   void declare(size_t group, const std::string& rule, const py::dict& constants,
                const py::object& between, const std::vector<py::str>& scalars,
-               const std::vector<py::str>& states, bool settled);
+               const Rounding& rounding, bool settled);
 
   struct Request {
     double loss_scale;
@@ -59,17 +64,18 @@ class TensorOptimizer {
   struct Group {
     CoefficientSet constants;
     py::object between;
-    std::vector<py::str> states;  // scalars, then those that are streams
+    std::vector<py::str> states;  // scalars, then the rule's, then the master's
     size_t scalar_count = 0;
     std::vector<py::str> numbers;  // the scalars but "step"
     bool counts_steps = false, settled = false;
+    Rounding rounding{};
     std::vector<py::object> seen;  // the options
   };
-  struct Slot {  // what a step looks at, of one parameter
-    size_t group = 0, index = 0;
-    py::handle param, grad;  // as groups have them; held during a step, as all
-    py::object state;        // null where there was none
-    py::object fresh;        // states that begin with this step, or null
+  struct Slot {                                 // what a step looks at, of one parameter
+    size_t group = 0, index = 0, position = 0;  // in the group, and of all
+    py::handle param, grad;                     // as groups have them; held during a step, as all
+    py::object state;                           // null where there was none
+    py::object fresh;                           // states that begin with this step, or null
     bool started = false, known = false;
     std::int64_t t = 1;
     Scalar scalars[1 + Numbers::most];
@@ -77,7 +83,9 @@ class TensorOptimizer {
     const CoefficientSet* coefficients = nullptr;
     Geometry geometry;
     void* data[most_streams] = {};
-    std::unique_ptr<Layout> layout;  // nullptr: dense
+    float* scales[most_streams] = {};  // of states of 8 bits
+    std::unique_ptr<Layout> layout;    // nullptr: dense
+    std::unique_ptr<Storage> storage;  // nullptr: all is of the dtype that is computed in
   };
   class Cursor;
 
@@ -86,7 +94,9 @@ class TensorOptimizer {
   void look_at_group(py::handle owner, py::handle options, size_t group, Cursor& states);
   void look_at_param(Slot& slot, py::handle owner, Cursor& states);
   void look_at_states(Slot& slot, py::handle owner);
-  void begin_states(Slot& slot, py::handle owner, size_t first);
+  void begin_states(Slot& slot, py::handle owner, size_t first, size_t count);
+  void look_at_state(Slot& slot, py::handle owner, size_t held, size_t stream);
+  float* look_at_scales(const Slot& slot, py::handle owner, size_t stream);
   Scalar look_at_scalar(const Slot& slot, py::handle owner, size_t held);
   DLTensor look(const Slot& slot, py::handle owner, py::handle tensor, size_t stream);
   DLTensor look_like_param(Slot& slot, py::handle owner, py::handle tensor, size_t stream);
@@ -96,6 +106,8 @@ class TensorOptimizer {
   const CoefficientSet& new_set(py::handle owner, const Slot& slot);
   void check_overlap(bool zero_grads);
   void lay_out(Slot& slot, const Settings& settings);
+  void find_layout(Slot& slot) const;
+  void find_storage(Slot& slot, const std::vector<View>& views) const;
   void make_stacks();
   void change_stacks() const;
   Result run(const Settings& settings, const Request& request);
@@ -103,6 +115,14 @@ class TensorOptimizer {
   void let_go();
 
   const RuleNames& rule(const Slot& slot) const { return *groups_[slot.group].constants.rule; }
+  bool has_master(const Slot& slot) const {
+    return groups_[slot.group].rounding.has_master &&
+           item_size(slot.geometry.dtype(param_stream)) == 2;
+  }
+  // All but what is prepared.
+  size_t stream_count(const Slot& slot) const {
+    return first_state_stream + rule(slot).states.size() + has_master(slot);
+  }
   View view_of(size_t stream) const;
   std::string where(const Slot& slot, size_t stream) const;
 
@@ -118,6 +138,7 @@ class TensorOptimizer {
 
   // Of the step under way:
   const Request* request_ = nullptr;
+  size_t params_ = 0;                // so far
   size_t used_ = 0;                  // slots, the first ones
   bool moved_ = true;                // a parameter or a state is elsewhere than at the last step
   std::vector<size_t> moved_grads_;  // slots

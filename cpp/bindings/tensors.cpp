@@ -20,14 +20,18 @@ struct ExchangeApi {
 };
 
 constexpr std::int32_t cpu = 1;
-constexpr std::uint8_t floating = 2;
+constexpr std::uint8_t unsigned_integer = 1, floating = 2, brain_floating = 4;
 
 }  // namespace
 
 std::optional<Dtype> dtype_of(const DLTensor& tensor) {
-  if (tensor.dtype.code != floating || tensor.dtype.lanes != 1) return std::nullopt;
-  if (tensor.dtype.bits == 32) return Dtype::float32;
-  if (tensor.dtype.bits == 64) return Dtype::float64;
+  const auto& [code, bits, lanes] = tensor.dtype;
+  if (lanes != 1) return std::nullopt;
+  if (code == floating && bits == 32) return Dtype::float32;
+  if (code == floating && bits == 64) return Dtype::float64;
+  if (code == floating && bits == 16) return Dtype::float16;
+  if (code == brain_floating && bits == 16) return Dtype::bfloat16;
+  if (code == unsigned_integer && bits == 8) return Dtype::unsigned_8bit;
   return std::nullopt;
 }
 
@@ -57,10 +61,9 @@ bool Tensors::look(py::handle object, DLTensor& tensor) const {
          reinterpret_cast<std::uintptr_t>(tensor.begin()) % size_t(item_size(*dtype)) == 0;
 }
 
-bool Geometry::set_param(const DLTensor& param, size_t streams) {
+bool Geometry::set_shape(const DLTensor& param, size_t streams) {
   const size_t count = size_t(param.ndim) * (1 + streams);
   if (numbers_.size() == count && fits(param)) return false;
-  dtype_ = *dtype_of(param);
   ndim_ = param.ndim;
   numbers_.assign(count, 0);
   std::copy_n(param.shape, ndim_, numbers_.begin());
@@ -69,16 +72,18 @@ bool Geometry::set_param(const DLTensor& param, size_t streams) {
 }
 
 bool Geometry::fits(const DLTensor& tensor) const {
-  if (tensor.ndim != ndim_ || dtype_of(tensor) != dtype_) return false;
+  if (tensor.ndim != ndim_) return false;
   bool same = true;
   for (size_t axis = 0; axis < size_t(ndim_); ++axis) same &= tensor.shape[axis] == numbers_[axis];
   return same;
 }
 
-bool Geometry::set_strides(size_t stream, const DLTensor& tensor) {
+bool Geometry::set_stream(size_t stream, const DLTensor& tensor) {
   index_t* const own = numbers_.data() + (1 + index_t(stream)) * ndim_;
-  const index_t item = item_size(dtype_);
-  bool changed = false;
+  const Dtype dtype = *dtype_of(tensor);
+  const index_t item = item_size(dtype);
+  bool changed = dtypes_[stream] != dtype;
+  dtypes_[stream] = dtype;
   for (index_t axis = 0; axis < ndim_; ++axis) {
     const index_t stride = tensor.strides[axis] * item;
     changed |= own[axis] != stride;
@@ -91,6 +96,7 @@ std::optional<Scalar> Scalar::of(const DLTensor& tensor) {
   for (std::int32_t axis = 0; axis < tensor.ndim; ++axis) {
     if (tensor.shape[axis] != 1) return std::nullopt;
   }
+  if (const Dtype dtype = *dtype_of(tensor); compute_dtype(dtype) != dtype) return std::nullopt;
   Scalar scalar;
   scalar.data_ = tensor.begin();
   scalar.dtype_ = *dtype_of(tensor);

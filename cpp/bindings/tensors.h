@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "core/step.h"
 
 namespace fastopt {
 
@@ -47,37 +48,33 @@ class Tensors {
   int (*look_)(void* object, DLTensor* tensor);
 };
 
-// How the tensors of one parameter lie: its own shape, and the strides of each.
+// How the tensors of one parameter lie, and as what: all have its shape.
 class Geometry {
  public:
-  // True if it was not known, or had not so many streams.
-  bool set_param(const DLTensor& param, size_t streams);
-  // The same shape and dtype as the parameter has.
+  // True if the shape was not known, or had not so many streams.
+  bool set_shape(const DLTensor& param, size_t streams);
   bool fits(const DLTensor& tensor) const;
-  // True if they were not known.
-  bool set_strides(size_t stream, const DLTensor& tensor);
+  // True if dtype or strides were not known.
+  bool set_stream(size_t stream, const DLTensor& tensor);
 
-  Dtype dtype() const { return dtype_; }
+  Dtype dtype(size_t stream) const { return dtypes_[stream]; }
   index_t size() const { return size_; }
   View view(size_t stream, void* data) const {
-    return {static_cast<char*>(data), dtype_, true, ndim_, numbers_.data(), strides(stream)};
+    const index_t* const strides = numbers_.data() + (1 + index_t(stream)) * ndim_;
+    return {static_cast<char*>(data), dtypes_[stream], true, ndim_, numbers_.data(), strides};
   }
   Shape shape() const { return {numbers_.begin(), numbers_.begin() + ndim_}; }
 
  private:
-  const index_t* strides(size_t stream) const {
-    return numbers_.data() + (1 + index_t(stream)) * ndim_;
-  }
-
-  Dtype dtype_ = Dtype::float32;
   index_t ndim_ = -1, size_ = 0;
   std::vector<index_t> numbers_;  // the shape, then strides in bytes
+  Dtype dtypes_[most_streams] = {};
 };
 
-// A tensor of one number.
+// A tensor of one number, float32 or float64.
 class Scalar {
  public:
-  // Nothing where it is of another dtype, or size.
+  // Nothing where it is something else.
   static std::optional<Scalar> of(const DLTensor& tensor);
 
   double get() const {

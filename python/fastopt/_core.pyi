@@ -190,8 +190,9 @@ class TensorOptimizer:
         constants: dict[str, float],
         between: Callable[[Any], None] | None,
         scalars: Sequence[str],
-        states: Sequence[str],
+        rounding: tuple[bool, bool, int],
         settled: bool,
+        /,
     ) -> None: ...
     def step(
         self,

@@ -262,7 +262,7 @@ def convert(
             continue
         x = given.pop(entry)
         if entry + _SCALE in given:
-            codes = np.ascontiguousarray(x.transpose(order_there))
+            codes = np.asarray(x.transpose(order_there), order="C")
             scales = given.pop(entry + _SCALE)
             x = codecs.decode(codes, scales, signed=coding == "signed")
             x = x.transpose(np.argsort(order_there))
@@ -270,7 +270,7 @@ def convert(
             x = codecs.from_bfloat16(x)
         seed, number = key
         of_step = (seed, int(given[prefix + "step"]), number, stream)
-        new = format.encoded(name, coding, np.ascontiguousarray(x.transpose(order)), of_step)
+        new = format.encoded(name, coding, np.asarray(x.transpose(order), order="C"), of_step)
         new[name] = new[name].transpose(np.argsort(order))
         given.update({prefix + each: array for each, array in new.items()})
     given.pop(prefix + ORDER, None)

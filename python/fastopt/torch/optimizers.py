@@ -12,10 +12,14 @@ import torch
 from torch.optim import optimizer as _torch_optimizer
 
 from fastopt import _checks, _config, _core
+from fastopt.optimizers import storage
 from fastopt.optimizers.base import _RULES, Optimizer, _constants
+from fastopt.torch import stored
 
 # Of a step, and so of all groups together.
 _CALL: dict[str, Any] = {"max_norm": None, "skip_nonfinite": False, "zero_grads": False}
+
+_DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 # They count no steps in torch.
 _UNCOUNTED = {"SGD", "Muon"}
@@ -79,19 +83,30 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         if self._in_torch():
             self._added.update((key, given.pop(key)) for key in self._own)
             super().__init__(params, **given)
+            self._restart_states()
         else:
             super().__init__(params, given)
+
+    def _restart_states(self) -> None:
+        """Those that torch's constructor has made, where they are stored otherwise here."""
+        for index, group in enumerate(self.param_groups):
+            for param in group["params"]:
+                if param in self.state and (param.itemsize == 2 or group["state_dtype"]):
+                    self._options[index] = self._checked_group(group)
+                    self.state[param] = self._new_states(param, index, [*self.state[param]])
 
     @classmethod
     def _in_torch(cls) -> bool:
         return hasattr(torch.optim, cls._ours.__name__)
 
+    def _names(self) -> list[str]:
+        return [*self._like.defaults, *storage.DEFAULTS]
+
     def _connect(self) -> None:
         """Make what is derived from the groups and the state, and is not saved."""
         self._like: Any = self._ours()  # it has no parameters: its rule is asked
-        options = list(self._like.defaults)
         classes = torch.Tensor, torch.nn.Parameter
-        self._core = _core.TensorOptimizer(type(self).__name__, options, classes)
+        self._core = _core.TensorOptimizer(type(self).__name__, self._names(), classes)
         self._options: dict[int, dict[str, Any]] = {}  # of groups, as the rule takes them
         self._shared = [s for s in self._like._special_states if s.number == "group"]
         self._pending: dict[int, dict[str, float]] = {}
@@ -116,12 +131,15 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         for name in ("capturable", "differentiable"):
             if options.get(name):
                 raise ValueError(f"{where}: {name} is True, which fastopt has not")
-        self._checked({name: options[name] for name in self._like.defaults if name in options})
+        self._checked({name: options[name] for name in self._names() if name in options})
         for state in self._shared:
             param_group.setdefault(state.name, state.fill(options))
         super().add_param_group(param_group)
         for name in _CALL:
             self.param_groups[-1].pop(name, None)
+
+    def _checked_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        return self._checked({name: group[name] for name in self._names()})
 
     def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options as the rule takes them; torch has checked those of its own."""
@@ -132,7 +150,8 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
                     f"{type(self).__name__}: {name} is a function: use torch.optim.lr_scheduler"
                 )
             if name in self._own or not self._in_torch():
-                plain[name] = self._like.ranges[name].check(f"{type(self).__name__}: {name}", value)
+                declared = self._like.ranges.get(name) or storage.RANGES[name]
+                plain[name] = declared.check(f"{type(self).__name__}: {name}", value)
             elif type(value) is int and type(self._like.defaults[name]) is float:
                 plain[name] = float(value)
         if not self._in_torch():
@@ -144,20 +163,23 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
     def _regroup(self, index: int) -> None:
         """Say what a group's rule is."""
         group = self.param_groups[index]
-        given = {name: group[name] for name in self._like.defaults}
-        self._options[index] = options = self._checked(given)
+        self._options[index] = options = self._checked_group(group)
         rule = self._like._rule(options)
         scalars = [s.name for s in self._like._special_states if s.number == "array"]
         if self._ours.__name__ not in _UNCOUNTED:
             scalars.insert(0, "step")
+        at_random = options["rounding"] == "stochastic"
+        if (at_random or options["state_dtype"] == "bfloat16") and "step" not in scalars:
+            scalars.insert(0, "step")  # what is rounded at random depends on it
+        storage.check(type(self).__name__, options, _RULES[rule][0].values(), {})
         self._core.declare(
             index,
             rule,
             _constants(rule, options),
             self._like._between(options),
             scalars,
-            list(_RULES[rule][0]),
-            all(map(_settled, given.values())),
+            (options["master_weights"], at_random, options["seed"]),
+            all(_settled(group[name]) for name in self._names()),
         )
 
     def _fold(
@@ -174,19 +196,48 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         return values
 
     def _new_states(self, param: torch.Tensor, index: int, names: list[str]) -> dict[str, Any]:
+        options = self._options[index]
+        form = stored.format_of(type(self).__name__, options, param)
+        codings = _RULES[self._like._rule(options)][0]
         states = {}
         for name in names:
             declared = self._like._declared(name)
-            value = declared.fill(self._options[index])
+            value = declared.fill(options)
             if name == "step":
                 states[name] = torch.zeros((), dtype=torch.float32, device="cpu")
+            elif name == storage.MASTER:
+                states[name] = param.detach().float()
             elif declared.number:
                 states[name] = torch.tensor(value, dtype=torch.float64, device="cpu")
-            elif value == 0:
-                states[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
             else:
-                states[name] = torch.full_like(param, value, memory_format=torch.preserve_format)
+                states |= stored.new(name, codings[name], value, form, param)
         return states
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        As torch.optim's; states of another format become those of this optimizer.
+
+        It keeps its own ``state_dtype``, ``master_weights`` and ``rounding``.
+        """
+        own = [{name: group[name] for name in storage.FIXED} for group in self.param_groups]
+        given: dict[str, Any] = {}
+        with self.register_load_state_dict_pre_hook(lambda _, final: given.update(final)):
+            super().load_state_dict(state_dict)
+        place = 0
+        for group, kept, saved in zip(self.param_groups, own, given["param_groups"], strict=True):
+            group.update(kept)
+            options = self._checked_group(group)
+            codings = _RULES[self._like._rule(options)][0]
+            for param, key in zip(group["params"], saved["params"], strict=True):
+                state = given["state"].get(key, {})
+                # As they were: torch has cast them to the dtype of the parameter.
+                state = {name: value for name, value in state.items() if name != "step"}
+                if state:
+                    form = stored.format_of(type(self).__name__, options, param)
+                    state = stored.converted(state, codings, form, param, (options["seed"], place))
+                    step = {k: v for k, v in self.state[param].items() if k == "step"}
+                    self.state[param] = step | state
+                place += 1
 
     def _plain(self, tensor: Any, where: str, index: int, measured: bool) -> torch.Tensor:
         """The tensor itself, as one of torch's own class, or what a DTensor has here."""
@@ -201,9 +252,11 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         if tensor.device.type != "cpu":
             raise RuntimeError(f"{where} is on {tensor.device}, expected the cpu")
         if tensor.is_complex():
-            raise RuntimeError(f"{where} is complex, expected float32 or float64")
-        if tensor.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{where} has dtype {tensor.dtype}, expected float32 or float64")
+            raise RuntimeError(f"{where} is complex, expected real numbers")
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(
+                f"{where} has dtype {tensor.dtype}, expected float32, float64, bfloat16 or float16"
+            )
         return tensor.detach().as_subclass(torch.Tensor)
 
     def _local(self, tensor: Any, where: str, index: int, measured: bool) -> Any:
@@ -360,7 +413,7 @@ def _signature_of(ours: Any, theirs: Any) -> inspect.Signature:
     else:
         parameters = dict(inspect.signature(theirs).parameters)
         parameters |= {n: p.replace(kind=kind) for n, p in own.items() if n not in parameters}
-    for name, default in _CALL.items():
+    for name, default in {**storage.DEFAULTS, **_CALL}.items():
         parameters[name] = inspect.Parameter(name, kind, default=default)
     return inspect.Signature(
         [p.replace(annotation=inspect.Parameter.empty) for p in parameters.values()]
@@ -394,6 +447,6 @@ def door(name: str) -> Any:
             "__doc__": f"{summary}\n\n`fastopt.{name}` over tensors on the CPU, {role} {like}.",
             "_ours": ours,
             "_signature": signature,
-            "_own": frozenset(ours().defaults) - set(known),
+            "_own": frozenset({*ours().defaults, *storage.DEFAULTS} - {*known}),
         },
     )
