@@ -57,6 +57,10 @@ Key key_of(const ArrayStep& step, int stream) {
   return {{unsigned(key), unsigned(key >> 32)}};
 }
 
+// Codes are loaded and stored in tiles of so many: a page has room for several, so that the
+// processor sees how a stream goes on, and reads ahead.
+constexpr index_t tile_elements = scale_block;
+
 // The first pass of two that a rule makes changes nothing but what it prepares.
 enum class Pass { first, update };
 
@@ -66,21 +70,28 @@ template <class T>
 class Tiles {
  public:
   Tiles(const Settings& settings, const ArrayStep& step, const double* factors, Pass pass)
-      : codecs_(settings.table->codec), step_(step), factors_(factors), pass_(pass) {}
+      : codecs_(settings.table->codec), step_(step), factors_(factors), pass_(pass) {
+    for (int s = 0; s < step.stream_count; ++s) {
+      in_place_[s] = is_in_place(s);
+      keys_[s] = key_of(step, s);
+    }
+  }
 
   // Calls kernel(streams, element, n) over these elements.
   template <class Kernel>
   void run(Range elements, Kernel kernel) {
     const int master = step_.storage == nullptr ? 0 : step_.storage->master;
     const bool has_master = 0 < master && master < step_.stream_count;
-    for (auto [begin, end] = elements; begin < end; begin += block) {
-      const index_t n = std::min(block, end - begin);
+    const bool is_coded = step_.storage != nullptr && pass_ == Pass::update;
+    const index_t piece = is_coded ? tile_elements : block;
+    for (auto [begin, end] = elements; begin < end; begin += piece) {
+      const index_t n = std::min(piece, end - begin);
       void* streams[most_streams];
       std::copy_n(step_.streams, most_streams, streams);
       for (int s = 0; s < step_.stream_count; ++s) {
-        streams[s] = in_place(s) ? at(step_.streams[s], begin, sizeof(T)) : tiles_[s].element;
+        streams[s] = in_place_[s] ? at(step_.streams[s], begin, sizeof(T)) : tiles_[s].element;
         const bool is_rounded_master = s == 1 && has_master && !step_.is_first;
-        if (!in_place(s) && !is_rounded_master) load(s, begin, n);
+        if (!in_place_[s] && !is_rounded_master) load(s, begin, n);
       }
       if (factors_ != nullptr) {
         T* const gradient = tiles_[0].element;
@@ -96,7 +107,7 @@ class Tiles {
       for (int s = 1; s < step_.stream_count; ++s) {
         const bool is_shared = step_.layout != nullptr && step_.layout->streams[size_t(s)].shared;
         const bool is_written = !is_shared && (pass_ == Pass::update || s == step_.prepared());
-        if (!in_place(s) && is_written) store(s, begin, n, static_cast<const T*>(streams[s]));
+        if (!in_place_[s] && is_written) store(s, begin, n, static_cast<const T*>(streams[s]));
       }
     }
   }
@@ -112,7 +123,7 @@ class Tiles {
     return step_.storage == nullptr ? step_.rule->dtype : step_.storage->dtype[s];
   }
 
-  bool in_place(int s) const {
+  bool is_in_place(int s) const {
     const bool is_changed = pass_ == Pass::first && s > 1 && s != step_.prepared();
     return is_dense(step_, s) && dtype(s) == step_.rule->dtype && !is_changed &&
            (s > 0 || factors_ == nullptr);
@@ -144,7 +155,7 @@ class Tiles {
       void* const to = is_direct ? at(step_.streams[s], begin, item_size(dtype(s)))
                                  : static_cast<void*>(rounded);
       if (step_.storage->at_random[s]) {
-        codec.store_at_random(tile, begin, n, key_of(step_, s), to);
+        codec.store_at_random(tile, begin, n, keys_[s], to);
       } else {
         codec.store(tile, n, to, scales(s, begin));
       }
@@ -164,6 +175,8 @@ class Tiles {
   const ArrayStep& step_;
   const double* factors_;
   const Pass pass_;
+  bool in_place_[most_streams];
+  Key keys_[most_streams];
   Tile tiles_[most_streams];
 };
 

@@ -42,23 +42,26 @@ inline void store_bfloat16(const float* __restrict from, index_t n, void* to, fl
 // Two elements have a word, the one of the even index its lower half.
 inline void store_bfloat16_at_random(const float* __restrict from, index_t element, index_t n,
                                      Key key, void* to) {
-  constexpr index_t pairs = block / 2;
-  Word words[pairs];
-  const auto first = static_cast<Word>(element / 2);
-#pragma omp simd
-  for (index_t i = 0; i < pairs; ++i) {
-    Word w = (first + static_cast<Word>(i)) ^ key.word[0];
-    w = ((w ^ w >> 16) * 0x7feb352du) ^ key.word[1];
-    w = (w ^ w >> 15) * 0x846ca68bu;
-    words[i] = w ^ w >> 16;
-  }
-  unsigned short random[block];
-  __builtin_memcpy(random, words, sizeof random);
+  constexpr index_t piece = scale_block;
   auto* __restrict y = static_cast<unsigned short*>(to);
+  for (index_t begin = 0; begin < n; begin += piece) {
+    const auto first = static_cast<Word>((element + begin) / 2);
+    Word words[piece / 2];
 #pragma omp simd
-  for (index_t i = 0; i < n; ++i) {
-    const Word bits = bits_of(from[i]);
-    y[i] = bfloat16_of(bits, bits + random[i]);
+    for (index_t i = 0; i < piece / 2; ++i) {
+      Word w = (first + static_cast<Word>(i)) ^ key.word[0];
+      w = ((w ^ w >> 16) * 0x7feb352du) ^ key.word[1];
+      w = (w ^ w >> 15) * 0x846ca68bu;
+      words[i] = w ^ w >> 16;
+    }
+    unsigned short random[piece];
+    __builtin_memcpy(random, words, sizeof random);
+    const index_t end = begin + piece < n ? begin + piece : n;
+#pragma omp simd
+    for (index_t i = begin; i < end; ++i) {
+      const Word bits = bits_of(from[i]);
+      y[i] = bfloat16_of(bits, bits + random[i - begin]);
+    }
   }
 }
 
