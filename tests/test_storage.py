@@ -151,11 +151,13 @@ def test_bits_of_the_reference(
         compare(case, storage, parameters(sizes, storage))
 
 
-def test_states_without_axes_are_converted() -> None:
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit"}], ids=str)
+def test_states_without_axes_are_converted(options: dict[str, Any]) -> None:
+    """Those of so few elements are float32 in both."""
     w, g = {"a": np.ones((), np.float32)}, {"a": np.ones((), np.float32)}
     opt = fastopt.AdamW(w, state_dtype="bfloat16")
     opt.step(g)
-    other = fastopt.AdamW(w, state_dtype="8bit")  # which few elements are not stored in
+    other = fastopt.AdamW(w, **options)
     other.load_state_dict(opt.state_dict(), convert=True)
     assert other.state["a"]["exp_avg"].dtype == np.float32
     assert other.state["a"]["exp_avg"] == pytest.approx(0.1, rel=0.01)

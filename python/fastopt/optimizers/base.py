@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, TypeGuard, get_type_hints
 
@@ -479,6 +480,8 @@ class Optimizer:
         own = [array for states in self._states for array in states.values()]
         given = _state.read(caller, state_dict, [bound.counts, *own])
         all_options = self._options_in(caller, given)
+        for i, name in product(range(len(self._groups)), storage.FIXED):  # it keeps its own
+            given.pop(f"param_groups.{i}.{name}", None)
         all_names: dict[int, list[str]] = {}
         for group, options in zip(self._groups, all_options, strict=True):
             all_names |= self._names_in(group, options, given)
