@@ -93,6 +93,7 @@ void TensorOptimizer::look_at_param(Slot& slot, py::handle owner, Cursor& states
   const Group& group = groups_[slot.group];
   slot.state = {};
   const DLTensor own = look(slot, owner, slot.param, param_stream);
+  slot.axes = own.ndim;
   // One more than there may be, for a master.
   if (slot.geometry.set_shape(own, first_state_stream + rule(slot).states.size() + 1)) {
     slot.known = false;
@@ -125,7 +126,7 @@ void TensorOptimizer::look_at_states(Slot& slot, py::handle owner) {
   if (slot.state) {
     Cursor cursor(slot.state);
     for (size_t k = 0; k < count; ++k) {
-      const py::handle tensor = cursor.find(group.states[k]);
+      const py::handle tensor = cursor.find(kind(slot).states[k]);
       complete &= tensor && !tensor.is_none();
       held_.push_back(owned(tensor.ptr()));
     }
@@ -189,12 +190,12 @@ void TensorOptimizer::begin_states(Slot& slot, py::handle owner, size_t first, s
     py::object& tensor = held_[first + k];
     if (tensor && !tensor.is_none()) continue;
     tensor = {};
-    missing.append(group.states[k]);
+    missing.append(kind(slot).states[k]);
     if (k >= group.scalar_count) slot.started = false;
   }
   slot.fresh = owner.attr("_new_states")(slot.param, slot.group, missing);
   for (size_t k = 0; k < count; ++k) {
-    if (!held_[first + k]) held_[first + k] = slot.fresh[group.states[k]];
+    if (!held_[first + k]) held_[first + k] = slot.fresh[kind(slot).states[k]];
   }
 }
 
@@ -230,7 +231,10 @@ DLTensor TensorOptimizer::look_like_param(Slot& slot, py::handle owner, py::hand
                                           size_t stream) {
   const DLTensor found = look(slot, owner, tensor, stream);
   const Dtype computed = compute_dtype(slot.geometry.dtype(param_stream));
-  if (!slot.geometry.fits(found) || compute_dtype(*dtype_of(found)) != computed) {
+  // Of a matrix there is a state of the rows, and one of the columns.
+  const bool is_factor = rule(slot).factored && stream >= first_state_stream;
+  const index_t one = is_factor ? found.ndim - 1 - index_t(stream - first_state_stream) : -1;
+  if (!slot.geometry.fits(found, one) || compute_dtype(*dtype_of(found)) != computed) {
     fail<py::value_error>(where(slot, stream), " has not the shape and dtype of ",
                           where(slot, param_stream), ": ", text(tensor.attr("shape")), ", ",
                           text(tensor.attr("dtype")));

@@ -25,13 +25,14 @@ void TensorOptimizer::lock() {
   }
 }
 
-void TensorOptimizer::declare(size_t index, const std::string& rule, const py::dict& constants,
-                              const py::object& between, const std::vector<py::str>& scalars,
-                              const Rounding& rounding, bool settled) {
+void TensorOptimizer::declare(size_t index, const std::vector<std::string>& rules,
+                              const py::dict& constants, const py::object& between,
+                              const std::vector<py::str>& scalars, const Rounding& rounding,
+                              bool settled) {
   Group& group = groups_.at(index);
   group.constants = {};
   group.constants.group = int(index);
-  group.constants.rule = &rules_.find(caller_, rule);
+  group.constants.rule = &rules_.find(caller_, rules.at(0));
   group.constants.set(caller_, constants);
   group.between = between;
   group.rounding = rounding;
@@ -39,13 +40,19 @@ void TensorOptimizer::declare(size_t index, const std::string& rule, const py::d
   group.counts_steps = !scalars.empty() && text(scalars[0]) == "step";
   group.scalar_count = scalars.size();
   group.numbers = {scalars.begin() + group.counts_steps, scalars.end()};
-  group.states = scalars;
-  for (const StateName& state : group.constants.rule->states) group.states.push_back(state.name);
-  group.states.push_back(py::str("master_param"));
-  for (py::str& name : group.states) PyUnicode_InternInPlace(&name.ptr());  // as keys of a dict are
+  group.kinds.clear();
+  for (const std::string& name : rules) {
+    auto& [rule, states] = group.kinds.emplace_back();
+    rule = &rules_.find(caller_, name);
+    states = scalars;
+    for (const StateName& state : rule->states) states.push_back(state.name);
+    states.push_back(py::str("master_param"));
+    for (py::str& state : states) PyUnicode_InternInPlace(&state.ptr());  // as keys of a dict are
+  }
   for (Slot& slot : slots_) slot.known = false;
   if (group.numbers.size() > Numbers::most) {
-    fail<std::invalid_argument>(caller_, ": ", rule, " has more numbers than there is room for");
+    fail<std::invalid_argument>(caller_, ": ", rules[0],
+                                " has more numbers than there is room for");
   }
 }
 
@@ -142,7 +149,8 @@ void TensorOptimizer::check_overlap(bool zero_grads) {
     for (size_t i = 0; i < used_; ++i) {
       const size_t count = stream_count(slots_[i]);
       for (size_t s = i * most_streams + param_stream; s < i * most_streams + count; ++s) {
-        check_itself(s);
+        const bool is_factor = rule(slots_[i]).factored && s % most_streams >= first_state_stream;
+        if (!is_factor) check_itself(s);  // else several elements of the matrix have one
         written_.add(Extent(view_of(s)), s);
       }
       grads.push_back(i);
@@ -210,7 +218,8 @@ void TensorOptimizer::find_layout(Slot& slot) const {
       fail<py::value_error>(where(slot, first_state_stream), " is of 8 bits in another order");
     }
   }
-  slot.layout = layout.dense() ? nullptr : std::make_unique<Layout>(std::move(layout));
+  const bool is_needed = !layout.dense() || rule(slot).factored;
+  slot.layout = !is_needed ? nullptr : std::make_unique<Layout>(std::move(layout));
   find_storage(slot, views);
   slot.known = true;
 }
@@ -325,12 +334,12 @@ void bind_tensor_optimizer(py::module_& m) {
       .def(py::init<const std::string&, const std::vector<py::str>&, const py::tuple&>(),
            py::arg("caller"), py::arg("options"), py::arg("classes"))
       .def("declare",
-           [](TensorOptimizer& optimizer, size_t group, const std::string& rule,
+           [](TensorOptimizer& optimizer, size_t group, const std::vector<std::string>& rules,
               const py::dict& constants, const py::object& between,
               const std::vector<py::str>& scalars,
               const std::tuple<bool, bool, std::uint64_t>& rounding, bool settled) {
              const auto [has_master, at_random, seed] = rounding;
-             optimizer.declare(group, rule, constants, between, scalars,
+             optimizer.declare(group, rules, constants, between, scalars,
                                {has_master, at_random, seed}, settled);
            })
       .def(

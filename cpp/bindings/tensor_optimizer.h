@@ -2,6 +2,7 @@
 // the core that NumPy's arrays are stepped by.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <deque>
@@ -25,15 +26,16 @@ class TensorOptimizer {
                   const py::tuple& classes)
       : caller_(caller), options_(options), tensors_(classes) {}
 
-  // What the owner says of a group whose options are not what they were: the rule, those of its
-  // coefficients that do not change from step to step, what changes a stack of what it prepares, or
-  // None, its states of one number, "step" first where steps are counted, how parameters of two
-  // bytes are rounded, and whether options are other objects when they change.
+  // What the owner says of a group whose options are not what they were: the rules, of parameters
+  // of no axis, of one, and of more, which have the same coefficients, those of the coefficients
+  // that do not change from step to step, what changes a stack of what it prepares, or None, its
+  // states of one number, "step" first where steps are counted, how parameters of two bytes are
+  // rounded, and whether options are other objects when they change.
   struct Rounding {
     bool has_master, at_random;
     std::uint64_t seed;
   };
-  void declare(size_t group, const std::string& rule, const py::dict& constants,
+  void declare(size_t group, const std::vector<std::string>& rules, const py::dict& constants,
                const py::object& between, const std::vector<py::str>& scalars,
                const Rounding& rounding, bool settled);
 
@@ -64,7 +66,11 @@ class TensorOptimizer {
   struct Group {
     CoefficientSet constants;
     py::object between;
-    std::vector<py::str> states;  // scalars, then the rule's, then the master's
+    struct Kind {
+      const RuleNames* rule = nullptr;
+      std::vector<py::str> states;  // scalars, then the rule's, then the master's
+    };
+    std::vector<Kind> kinds;  // by the number of axes
     size_t scalar_count = 0;
     std::vector<py::str> numbers;  // the scalars but "step"
     bool counts_steps = false, settled = false;
@@ -77,6 +83,7 @@ class TensorOptimizer {
     py::object state;                           // null where there was none
     py::object fresh;                           // states that begin with this step, or null
     bool started = false, known = false;
+    int axes = 0;
     std::int64_t t = 1;
     Scalar scalars[1 + Numbers::most];
     double number[1 + Numbers::most] = {};
@@ -114,7 +121,11 @@ class TensorOptimizer {
   void count(const py::dict& states);
   void let_go();
 
-  const RuleNames& rule(const Slot& slot) const { return *groups_[slot.group].constants.rule; }
+  const Group::Kind& kind(const Slot& slot) const {
+    const std::vector<Group::Kind>& kinds = groups_[slot.group].kinds;
+    return kinds[std::min(size_t(slot.axes), kinds.size() - 1)];
+  }
+  const RuleNames& rule(const Slot& slot) const { return *kind(slot).rule; }
   bool has_master(const Slot& slot) const {
     return groups_[slot.group].rounding.has_master &&
            item_size(slot.geometry.dtype(param_stream)) == 2;

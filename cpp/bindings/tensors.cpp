@@ -71,10 +71,12 @@ bool Geometry::set_shape(const DLTensor& param, size_t streams) {
   return true;
 }
 
-bool Geometry::fits(const DLTensor& tensor) const {
+bool Geometry::fits(const DLTensor& tensor, index_t axis_of_one) const {
   if (tensor.ndim != ndim_) return false;
   bool same = true;
-  for (size_t axis = 0; axis < size_t(ndim_); ++axis) same &= tensor.shape[axis] == numbers_[axis];
+  for (index_t axis = 0; axis < ndim_; ++axis) {
+    same &= tensor.shape[axis] == (axis == axis_of_one ? 1 : numbers_[size_t(axis)]);
+  }
   return same;
 }
 
@@ -85,7 +87,8 @@ bool Geometry::set_stream(size_t stream, const DLTensor& tensor) {
   bool changed = dtypes_[stream] != dtype;
   dtypes_[stream] = dtype;
   for (index_t axis = 0; axis < ndim_; ++axis) {
-    const index_t stride = tensor.strides[axis] * item;
+    const bool is_shared = tensor.shape[axis] == 1 && numbers_[size_t(axis)] != 1;
+    const index_t stride = is_shared ? 0 : tensor.strides[axis] * item;
     changed |= own[axis] != stride;
     own[axis] = stride;
   }

@@ -53,7 +53,8 @@ class Geometry {
  public:
   // True if the shape was not known, or had not so many streams.
   bool set_shape(const DLTensor& param, size_t streams);
-  bool fits(const DLTensor& tensor) const;
+  // The same shape, but for this axis, which is of one element.
+  bool fits(const DLTensor& tensor, index_t axis_of_one = -1) const;
   // True if dtype or strides were not known.
   bool set_stream(size_t stream, const DLTensor& tensor);
 

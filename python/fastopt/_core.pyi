@@ -186,7 +186,7 @@ class TensorOptimizer:
     def declare(
         self,
         group: int,
-        rule: str,
+        rules: list[str],
         constants: dict[str, float],
         between: Callable[[Any], None] | None,
         scalars: Sequence[str],

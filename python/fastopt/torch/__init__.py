@@ -25,16 +25,11 @@ from fastopt.torch import norm as _norm
 from fastopt.torch.norm import *
 from fastopt.torch.optimizers import door as _door
 
-_OPTIMIZERS = [
-    name
-    for name, cls in _Optimizer.registry.items()
-    if all(state.shape == "like" for state in cls._special_states)
-]
-__all__ = [*_OPTIMIZERS, *_norm.__all__]
+__all__ = [*_Optimizer.registry, *_norm.__all__]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _OPTIMIZERS:
+    if name not in _Optimizer.registry:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return _door(name)
 

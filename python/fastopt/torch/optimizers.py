@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -164,23 +165,31 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         """Say what a group's rule is."""
         group = self.param_groups[index]
         self._options[index] = options = self._checked_group(group)
-        rule = self._like._rule(options)
+        rules = [self._rule_of(options, axes) for axes in range(3)]
         scalars = [s.name for s in self._like._special_states if s.number == "array"]
         if self._ours.__name__ not in _UNCOUNTED:
             scalars.insert(0, "step")
         at_random = options["rounding"] == "stochastic"
         if (at_random or options["state_dtype"] == "bfloat16") and "step" not in scalars:
             scalars.insert(0, "step")  # what is rounded at random depends on it
-        storage.check(type(self).__name__, options, _RULES[rule][0].values(), {})
+        if options["state_dtype"] is not None:
+            used = {self._rule_of(options, param.ndim) for param in group["params"]}
+            codings = [coding for rule in used for coding in _RULES[rule][0].values()]
+            storage.check(type(self).__name__, options, codings, {})
         self._core.declare(
             index,
-            rule,
-            _constants(rule, options),
+            rules,
+            _constants(rules[0], options),
             self._like._between(options),
             scalars,
             (options["master_weights"], at_random, options["seed"]),
             all(_settled(group[name]) for name in self._names()),
         )
+
+    def _rule_of(self, options: Mapping[str, Any], axes: int) -> str:
+        """Of a parameter of so many axes: that is all that rules differ by."""
+        rule: str = self._like._rule_for(options, SimpleNamespace(ndim=axes))
+        return rule
 
     def _fold(
         self, index: int, t: int, started: bool, numbers: dict[str, float]
@@ -198,7 +207,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
     def _new_states(self, param: torch.Tensor, index: int, names: list[str]) -> dict[str, Any]:
         options = self._options[index]
         form = stored.format_of(type(self).__name__, options, param)
-        codings = _RULES[self._like._rule(options)][0]
+        codings = _RULES[self._rule_of(options, param.ndim)][0]
         states = {}
         for name in names:
             declared = self._like._declared(name)
@@ -210,7 +219,8 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
             elif declared.number:
                 states[name] = torch.tensor(value, dtype=torch.float64, device="cpu")
             else:
-                states |= stored.new(name, codings[name], value, form, param)
+                like = declared.like(param.detach())
+                states |= stored.new(name, codings[name], value, form, like)
         return states
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -227,13 +237,13 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         for group, kept, saved in zip(self.param_groups, own, given["param_groups"], strict=True):
             group.update(kept)
             options = self._checked_group(group)
-            codings = _RULES[self._like._rule(options)][0]
             for param, key in zip(group["params"], saved["params"], strict=True):
                 state = given["state"].get(key, {})
                 # As they were: torch has cast them to the dtype of the parameter.
                 state = {name: value for name, value in state.items() if name != "step"}
                 if state:
                     form = stored.format_of(type(self).__name__, options, param)
+                    codings = _RULES[self._rule_of(options, param.ndim)][0]
                     state = stored.converted(state, codings, form, param, (options["seed"], place))
                     step = {k: v for k, v in self.state[param].items() if k == "step"}
                     self.state[param] = step | state
