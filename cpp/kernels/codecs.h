@@ -18,10 +18,9 @@ constexpr Word one_bits = 0x3f800000u, smallest_normal = 0x00800000u;
 
 // bfloat16: the upper half of a float32.
 
-// Any NaN is one.
-inline unsigned short bfloat16_of(Word bits, Word rounded) {
-  const bool is_nan = (bits & ~sign_bit) > infinity_bits;
-  return static_cast<unsigned short>(is_nan ? 0x7fc0 : rounded >> 16);
+// What is cut to its upper half then; any NaN is one.
+inline Word rounded_up(Word bits, Word by) {
+  return (bits & ~sign_bit) > infinity_bits ? nan_bits : bits + by;
 }
 
 inline void load_bfloat16(const void* from, const float*, index_t n, float* __restrict to) {
@@ -35,7 +34,7 @@ inline void store_bfloat16(const float* __restrict from, index_t n, void* to, fl
 #pragma omp simd
   for (index_t i = 0; i < n; ++i) {
     const Word bits = bits_of(from[i]);
-    y[i] = bfloat16_of(bits, bits + 0x7fff + (bits >> 16 & 1));
+    y[i] = static_cast<unsigned short>(rounded_up(bits, 0x7fff + (bits >> 16 & 1)) >> 16);
   }
 }
 
@@ -59,8 +58,8 @@ inline void store_bfloat16_at_random(const float* __restrict from, index_t eleme
     const index_t end = begin + piece < n ? begin + piece : n;
 #pragma omp simd
     for (index_t i = begin; i < end; ++i) {
-      const Word bits = bits_of(from[i]);
-      y[i] = bfloat16_of(bits, bits + random[i - begin]);
+      const Word by = random[i - begin];
+      y[i] = static_cast<unsigned short>(rounded_up(bits_of(from[i]), by) >> 16);
     }
   }
 }
@@ -125,9 +124,10 @@ struct EightBits {
                          float* __restrict to) {
 #pragma omp simd
     for (index_t i = 0; i < n; ++i) {
-      const Word u = codes[i] & top_code;
-      const float magnitude = (float_of(one_bits + (u << mantissa_shift)) - 1) * unit;
-      to[i] = is_signed ? float_of(bits_of(magnitude) | Word(codes[i] & 0x80) << 24) : magnitude;
+      const Word code = codes[i];
+      const Word u = (code << mantissa_shift) & (top_code << mantissa_shift);
+      const float magnitude = (float_of(one_bits + u) - 1) * unit;
+      to[i] = is_signed ? float_of(bits_of(magnitude) | (code << 24 & sign_bit)) : magnitude;
     }
   }
 
@@ -149,14 +149,15 @@ struct EightBits {
     const float scale = float_of(Word(largest)), unit = top / scale;
 #pragma omp simd
     for (index_t i = 0; i < n; ++i) {
-      const Word bits = bits_of(from[i]), magnitude = bits & ~sign_bit;
+      const Word bits = bits_of(from[i]), magnitude = is_signed ? bits & ~sign_bit : bits;
       const Word half = Word(1) << (mantissa_shift - 1);
       const Word rounded = bits_of(float_of(magnitude) * unit + 1) + half - one_bits;
       Word u = rounded >> mantissa_shift;
       if (is_signed) {
         u |= u == 0 ? 0 : bits >> 24 & 0x80;
-      } else {
-        u = u == 0 && magnitude >= smallest_normal ? 1 : u;  // no divisor becomes zero
+      } else {  // what is not subnormal, nor -0, does not become zero: it is divided by
+        const int exponent = int(bits) >> 23, least = exponent < 1 ? exponent : 1;
+        u = Word(int(u) > least ? int(u) : least);
       }
       codes[i] = static_cast<unsigned char>(u);
     }
