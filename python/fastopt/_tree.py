@@ -20,6 +20,11 @@ Tree: TypeAlias = Array | Mapping[str, Any] | Sequence[Any]
 _MAX_DEPTH = 100  # deeper trees are taken for one that contains itself
 
 
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return what arrays of a dtype are computed in."""
+    return np.dtype(np.float32) if str(dtype) in ("bfloat16", "float16") else dtype
+
+
 def named_arrays(tree: Tree, what: str = "params") -> dict[str, Array]:
     """
     Return the arrays of `tree` by dotted name; `what` names the argument in errors.
@@ -81,7 +86,7 @@ def _as_array(node: object, where: str) -> Array:
                 f"{where} is of type {kind}, which has an arithmetic of its own, "
                 "expected numpy.ndarray"
             )
-    if node.dtype.kind != "f":
+    if compute_dtype(node.dtype).kind != "f":
         raise TypeError(f"{where} is {node.dtype}, expected a floating dtype")
     return node
 

@@ -11,8 +11,7 @@ from numpy.typing import ArrayLike
 
 from fastopt import _core, _state
 from fastopt._checks import number, switch
-from fastopt._tree import Array, Tree, named_arrays, rebuild
-from fastopt.codecs import compute_dtype
+from fastopt._tree import Array, Tree, compute_dtype, named_arrays, rebuild
 
 
 class ExponentialMovingAverage:

@@ -84,11 +84,6 @@ _ONE = np.uint32(0x3F800000)  # the bits of 1
 _NAN = 0x7FC0
 
 
-def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return what arrays of a dtype are computed in."""
-    return np.dtype(np.float32) if str(dtype) in ("bfloat16", "float16") else dtype
-
-
 def _checked(where: str, x: Any, dtype: type[np.generic]) -> Array:
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{where} is of type {type(x).__name__}, expected numpy.ndarray")

@@ -479,6 +479,9 @@ class Optimizer:
             raise ValueError(f"{caller}: no parameters yet: use {type(self).__name__}(params)")
         own = [array for states in self._states for array in states.values()]
         given = _state.read(caller, state_dict, [bound.counts, *own])
+        for group in self._groups:  # a state's own; how it is stored is seen from its arrays
+            for name in storage.FIXED:
+                given.pop(f"param_groups.{group._index}.{name}", None)
         all_options = self._options_in(caller, given)
         for i, name in product(range(len(self._groups)), storage.FIXED):  # it keeps its own
             given.pop(f"param_groups.{i}.{name}", None)

@@ -17,7 +17,7 @@ from fastopt.averages import moved
 from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
 from fastopt.optimizers.options import Finite, NonNegative, Number, Rate, Several, Switch
 from fastopt.optimizers.states import State
-from fastopt.optimizers.storage import Storage, Unpack
+from fastopt.optimizers.storage import MASTER, Storage, Unpack
 
 __all__ = ["ScheduleFreeAdamW", "ScheduleFreeSGD"]
 
@@ -94,12 +94,14 @@ class _ScheduleFree(Optimizer):
             return
         with self._bound:
             params, started = self._bound.params, self._bound.started
-            values = [
-                (params[i], moved(params[i], self._states[i]["z"], share))
-                for group, share in zip(self._groups, shares, strict=True)
-                for i in group._arrays
-                if started[i]
-            ]
+            values = []
+            for group, share in zip(self._groups, shares, strict=True):
+                for i in filter(started.__getitem__, group._arrays):
+                    p, z = params[i], self._states[i]["z"]
+                    master = self._states[i].get(MASTER)  # always y
+                    there = p.astype(z.dtype) if master is None else master
+                    is_there = master is not None and not self._training
+                    values.append((p, there if is_there else moved(there, z, share)))
             for p, value in values:
                 p[...] = value
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _core, codecs
+from fastopt._tree import compute_dtype
 from fastopt.optimizers.options import Maybe, OneOf, OnOff, Range, Whole
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Format:
         dtype = options["state_dtype"]
         is_small = dtype == "8bit" and param.size < _SMALLEST_8BIT
         self.state_dtype = None if is_small else dtype
-        self.computed = codecs.compute_dtype(param.dtype)
+        self.computed = compute_dtype(param.dtype)
         self.has_master = options["master_weights"] and param.itemsize == 2
         self.is_rounded_at_random = (
             options["rounding"] == "stochastic" and param.itemsize == 2 and not self.has_master
