@@ -22,6 +22,7 @@ import compare_norm
 import compare_optimizers
 import compare_rules
 import compare_storage
+import compare_torch
 import fastopt
 import floor
 import interleave
@@ -37,6 +38,7 @@ ROWS = [
     *RULES,
     *compare_norm.rows(),
     *compare_losses.rows(),
+    *compare_torch.rows(),
 ]
 
 

@@ -83,6 +83,8 @@ def machine() -> dict[str, str]:
 
 def topic(result: Result) -> str:
     name = result.row.name
+    if name.startswith("torch "):
+        return "PyTorch's tensors"
     if "softmax" in name:
         return "Losses with their gradient"
     if "_norm" in name:

@@ -25,6 +25,7 @@ COMMANDS = [
     "storage --steps 60 --epochs 1",
     "temperatures",
     "train_digits --epochs 2",
+    pytest.param("train_torch --epochs 1", marks=pytest.mark.torch),
     "tune_digits --trials 2",
 ]
 

@@ -209,7 +209,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         form = stored.format_of(type(self).__name__, options, param)
         codings = _RULES[self._rule_of(options, param.ndim)][0]
         states = {}
-        for name in names:
+        for number, name in enumerate(names):
             declared = self._like._declared(name)
             value = declared.fill(options)
             if name == "step":
@@ -220,7 +220,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
                 states[name] = torch.tensor(value, dtype=torch.float64, device="cpu")
             else:
                 like = declared.like(param.detach())
-                states |= stored.new(name, codings[name], value, form, like)
+                states |= stored.new(name, codings[name], value, form, like, number)
         return states
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

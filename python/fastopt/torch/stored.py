@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastopt import codecs
+from fastopt import _core, codecs
 from fastopt.optimizers import storage
 
+_PLACED_FROM_BYTES = 1 << 14
 _NUMPY = {torch.float64: np.float64, torch.float16: np.float16}
 _TORCH = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 
@@ -29,9 +30,9 @@ def format_of(where: str, options: Mapping[str, Any], param: torch.Tensor) -> st
 
 
 def new(
-    name: str, coding: str, value: float, form: storage.Format, param: torch.Tensor
+    name: str, coding: str, value: float, form: storage.Format, param: torch.Tensor, number: int
 ) -> dict[str, torch.Tensor]:
-    """Return the tensors that a state is at first, of one number."""
+    """Return the tensors that state `number` is at first, of one value."""
     stored = form.name(coding)
     scales: dict[str, torch.Tensor] = {}
     dtype = torch.bfloat16 if stored == "bfloat16" else _TORCH[form.computed]
@@ -41,6 +42,12 @@ def new(
         here = param.to_local() if hasattr(param, "to_local") else param
         blocks = -(-here.numel() // codecs.BLOCK)
         scales = {name + "_scale": torch.full((blocks,), float(scale[0]), device="cpu")}
+    elif (
+        stored != "bfloat16" and type(param) is torch.Tensor and param.nbytes >= _PLACED_FROM_BYTES
+    ):
+        # Beside its parameter, as those of arrays.
+        array = param.view(torch.int16) if param.itemsize == 2 else param
+        return {name: torch.from_numpy(_core.new_states([array.numpy()], "", value, number)[0])}
     tensor = torch.full_like(param, value, dtype=dtype, memory_format=torch.preserve_format)
     return {name: tensor.requires_grad_(False), **scales}
 
