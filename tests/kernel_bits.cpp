@@ -1,6 +1,7 @@
 // Prints hashes of what the kernels make of the same numbers: update rules, norms, losses. Built
 // for two processors and run on both, it must print the same: `make test-aarch64` does that where
 // Python itself cannot run.
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <initializer_list>
@@ -40,7 +41,9 @@ std::vector<T> positive(index_t n, unsigned seed) {
 class Hash {
  public:
   Hash(const char* what, Dtype dtype) {
-    std::printf("%s %s", what, dtype == Dtype::float32 ? "float32" : "float64");
+    constexpr const char* names[dtype_count] = {"float32", "float64", "bfloat16",
+                                                "float16", "signed",  "unsigned"};
+    std::printf("%s %s", what, names[size_t(dtype)]);
   }
   ~Hash() { std::printf(" %016llx\n", value_); }
 
@@ -87,8 +90,12 @@ void rules(Dtype dtype) {
       }
       const index_t columns = n % 5 == 0 ? 5 : n;
       const Layout layout = matrix_layout(n / columns, columns, index_t(sizeof(T)));
-      ArrayStep step{&rule, coefficients,        rule.factor == nullptr ? nullptr : &layout,
-                     n,     int(streams.size()), {}};
+      ArrayStep step{};
+      step.rule = &rule;
+      step.coefficients = coefficients;
+      step.layout = rule.factor == nullptr ? nullptr : &layout;
+      step.size = n;
+      step.stream_count = int(streams.size());
       std::transform(streams.begin(), streams.end(), step.streams,
                      [](auto& s) { return s.data(); });
       for (int t = 0; t < 3; ++t) {
@@ -98,6 +105,33 @@ void rules(Dtype dtype) {
       for (const auto& stream : streams) hash(stream);
       const GradientNorm measured = measure(settings, {step});
       hash(std::vector<double>{scale_of(settings, {step}, measured, 1, std::nullopt).norm});
+    }
+  }
+}
+
+// Numbers of all magnitudes and kinds, positive where the codes have no sign.
+void codecs() {
+  for (const Dtype dtype :
+       {Dtype::bfloat16, Dtype::float16, Dtype::signed_8bit, Dtype::unsigned_8bit}) {
+    const Codec& codec = settings.table->codec[size_t(dtype)];
+    Hash hash("codec", dtype);
+    for (const index_t n : {1, 7, 33, 130, 256, 700, 1024}) {
+      std::vector<float> x = numbers<float>(n, 8);
+      for (size_t i = 0; i < x.size(); ++i) x[i] = std::ldexp(x[i], int(i * 37 % 280) - 150);
+      if (dtype == Dtype::unsigned_8bit) {
+        for (float& value : x) value = std::fabs(value);
+      }
+      if (n > 500) x[3] = INFINITY, x[4] = -0.0f, x[5] = NAN;
+      std::vector<unsigned char> codes(x.size() * 2);
+      std::vector<float> scales(4), y(x.size());
+      codec.store(x.data(), n, codes.data(), scales.data());
+      codec.load(codes.data(), scales.data(), n, y.data());
+      hash(codes);
+      hash(scales);
+      hash(y);
+      if (codec.store_at_random == nullptr) continue;
+      codec.store_at_random(x.data(), 6, n, {{12345, 67890}}, codes.data());
+      hash(codes);
     }
   }
 }
@@ -210,6 +244,7 @@ void losses(Dtype dtype) {
 }  // namespace
 
 int main() {
+  codecs();
   rules<float>(Dtype::float32);
   rules<double>(Dtype::float64);
   norms<float>(Dtype::float32);
