@@ -43,6 +43,8 @@ class AdaBelief(Optimizer):
         Of the parameter itself, at least 0.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------
@@ -113,6 +115,8 @@ class Yogi(Optimizer):
         Of the parameter itself, at least 0.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

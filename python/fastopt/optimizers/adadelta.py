@@ -40,6 +40,8 @@ class Adadelta(Optimizer):
         At least 0.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

@@ -55,6 +55,8 @@ class Adafactor(Optimizer):
         Of the parameter itself, at least 0.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

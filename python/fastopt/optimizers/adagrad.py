@@ -46,6 +46,8 @@ class Adagrad(Optimizer):
         Ascend.
     root_mean_square : bool, default False
         Divide by the root mean square.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

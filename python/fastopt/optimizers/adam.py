@@ -47,6 +47,8 @@ class Adam(Optimizer):
         Ascend.
     decoupled_weight_decay : bool, default False
         Decay the parameter itself, as `AdamW`.
+    **storage
+        As for `SGD`.
 
     Raises
     ------
@@ -118,6 +120,8 @@ class AdamW(Adam):
     cautious : bool, default False
         No step where the first moment is against the gradient, and the others longer: divided by
         their share in the array, or by 1e-3.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

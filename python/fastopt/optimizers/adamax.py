@@ -39,6 +39,8 @@ class Adamax(Optimizer):
         At least 0.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

@@ -47,6 +47,8 @@ class Adan(Optimizer):
         Decay as `AdamW`.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

@@ -50,6 +50,8 @@ class AdEMAMix(Optimizer):
         Of the parameter itself, at least 0.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

@@ -48,6 +48,8 @@ class ADOPT(Optimizer):
         Decay the parameter itself. Otherwise, weight decay is L2 regularization.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

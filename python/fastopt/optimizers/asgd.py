@@ -43,6 +43,8 @@ class ASGD(Optimizer):
         L2 regularization, at least 0.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

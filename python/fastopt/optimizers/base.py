@@ -76,7 +76,8 @@ class Optimizer:
     The signature of a class declares its hyper-parameters: the annotations hold their ranges, and
     ``super().__init__(params, locals())`` passes the values on. A class that a user derives from an
     optimizer may have some of its own, checked where a `fastopt.optimizers.options.Range` stands in
-    ``Annotated[...]``. They can be set per group, and are saved, as all others.
+    ``Annotated[...]``. They can be set per group, and are saved, as all others. All take the options
+    of `fastopt.optimizers.storage.Storage` besides.
 
     Attributes
     ----------
@@ -403,7 +404,10 @@ class Optimizer:
 
         Its arrays can be written to (``opt.state["W"]["sum"][...] = 1.0``), not replaced; every
         look makes new views of the state.
-        ``"step"`` is the number of steps that this parameter has made, an array of no axes.
+        ``"step"`` is the number of steps that this parameter has made, an array of no axes. A state
+        of 8 bits is its codes, with the scales beside it, as ``"exp_avg_scale"``; a float32 master
+        of the parameter is ``"master_param"``; and bfloat16 is ``ml_dtypes.bfloat16`` where that is
+        installed, else its bits.
         """
         return self._state
 

@@ -53,6 +53,8 @@ class LARS(Optimizer):
         Adapt also without weight decay.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------
@@ -143,6 +145,8 @@ class LAMB(Optimizer):
         Ascend.
     cautious : bool, default False
         As for `AdamW`, before weight decay and trust ratio.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

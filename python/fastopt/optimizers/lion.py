@@ -42,6 +42,8 @@ class Lion(Optimizer):
         Ascend.
     cautious : bool, default False
         As for `AdamW`, where the sign is against the gradient.
+    **storage
+        As for `SGD`.
 
     Raises
     ------
@@ -106,6 +108,8 @@ class SignSGD(Optimizer):
         Of the parameter itself, at least 0.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

@@ -67,6 +67,8 @@ class Muon(Optimizer):
         are those of AdamW.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

@@ -48,6 +48,8 @@ class NAdam(Optimizer):
         Decay the parameter itself, as `AdamW`.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------
@@ -134,6 +136,8 @@ class NAdamW(Optimizer):
         Ascend.
     cautious : bool, default False
         As for `AdamW`.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

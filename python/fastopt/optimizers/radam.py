@@ -49,6 +49,8 @@ class RAdam(Optimizer):
         Decay the parameter itself, as `AdamW`.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

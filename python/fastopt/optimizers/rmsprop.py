@@ -53,6 +53,8 @@ class RMSprop(Optimizer):
         Divide by the gradients' variance in place of their square: longer steps where they agree.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

@@ -42,6 +42,8 @@ class Rprop(Optimizer):
         The smallest and the largest step, at least 0.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

@@ -190,6 +190,8 @@ class ScheduleFreeSGD(_ScheduleFree):
         Power of the largest rate so far in them.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------
@@ -258,6 +260,8 @@ class ScheduleFreeAdamW(_ScheduleFree):
         At y, at least 0.
     warmup_steps, r, weight_lr_power, maximize
         As for `ScheduleFreeSGD`.
+    **storage
+        As for `SGD`.
 
     Raises
     ------

@@ -60,6 +60,9 @@ class SGD(Optimizer):
         Ascend.
     zero_start : bool, default False
         Dampen the first gradient, too.
+    **storage
+        How states and parameters are stored: `state_dtype`, `master_weights`, `rounding` and
+        `seed`, which may be a group's own; see `fastopt.optimizers.storage.Storage`.
 
     Raises
     ------

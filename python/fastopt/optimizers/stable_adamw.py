@@ -43,6 +43,8 @@ class StableAdamW(Optimizer):
         At least 0.
     maximize : bool, default False
         Ascend.
+    **storage
+        As for `SGD`.
 
     Raises
     ------
