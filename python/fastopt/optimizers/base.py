@@ -76,8 +76,8 @@ class Optimizer:
     The signature of a class declares its hyper-parameters: the annotations hold their ranges, and
     ``super().__init__(params, locals())`` passes the values on. A class that a user derives from an
     optimizer may have some of its own, checked where a `fastopt.optimizers.options.Range` stands in
-    ``Annotated[...]``. They can be set per group, and are saved, as all others. All take the options
-    of `fastopt.optimizers.storage.Storage` besides.
+    ``Annotated[...]``. They can be set per group, and are saved, as all others. All optimizers take
+    the options of `fastopt.optimizers.storage.Storage`, too.
 
     Attributes
     ----------
