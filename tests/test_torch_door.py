@@ -372,6 +372,22 @@ def test_a_rate_that_is_a_tensor() -> None:
     torch.testing.assert_close(p.detach(), expected)
 
 
+def test_decays_that_are_tensors() -> None:
+    runs = []
+    for cls in (torch.optim.Adam, ours("Adam")):
+        torch.manual_seed(2)
+        betas = torch.tensor(0.9), torch.tensor(0.99)
+        options = {"foreach": False} if cls is torch.optim.Adam else {}
+        params = [torch.nn.Parameter(torch.randn(3, 2))]
+        optimizer = cls(params, betas=betas, lr=0.1, **options)
+        for _ in range(4):
+            give_gradients(params)
+            optimizer.step()
+            betas[0].mul_(0.8)
+        runs.append(values(params))
+    torch.testing.assert_close(*runs)
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adam"])
 @pytest.mark.parametrize(
     "scheduler",
@@ -735,6 +751,23 @@ def test_without_torch_the_import_says_what_to_install() -> None:
         "else: assert False"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_step_within_a_step() -> None:
+    params, optimizer = make("AdamW")
+    fold = optimizer._fold
+
+    def step_again(*arguments: Any) -> Any:
+        optimizer.step()
+        return fold(*arguments)
+
+    optimizer._fold = step_again
+    before = values(params)
+    with pytest.raises(RuntimeError, match="another step"):
+        optimizer.step()
+    assert_same(values(params), before)
+    del optimizer._fold
+    optimizer.step()
 
 
 # Schedule-free.

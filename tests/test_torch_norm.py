@@ -122,6 +122,15 @@ def test_a_gradient_of_the_gradient_is_an_error() -> None:
         dx.sum().backward()
 
 
+def test_running_statistics_count_as_changed() -> None:
+    layer = fastopt.torch.BatchNorm1d(6)
+    scale = torch.ones(6, requires_grad=True)
+    loss = (layer.running_mean * scale).sum()
+    layer(torch.randn(5, 6))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_what_was_changed_since_is_an_error() -> None:
     layer, _ = pair("LayerNorm")
     x = torch.randn(4, 5).double().requires_grad_()

@@ -50,8 +50,8 @@ def pair(case: Case, stored: dict[str, Any]) -> tuple[list[Any], Any, list[torch
 
 @pytest.mark.parametrize("case", CODED, ids=str)
 @each_storage
-def test_bits_of_the_numpy_optimizer(case: Case, storage: dict[str, Any]) -> None:
-    arrays, numpy_door, params, torch_door = pair(case, storage)
+def test_bits_of_the_numpy_optimizer(case: Case, stored: dict[str, Any]) -> None:
+    arrays, numpy_door, params, torch_door = pair(case, stored)
     for i in range(3):
         grads = [gradients(a.size, i + 1, a.dtype)[-1].reshape(a.shape) for a in arrays]
         for p, g in zip(params, grads, strict=True):
@@ -67,9 +67,9 @@ def test_bits_of_the_numpy_optimizer(case: Case, storage: dict[str, Any]) -> Non
 
 
 @each_storage
-def test_saved_and_loaded(storage: dict[str, Any]) -> None:
+def test_saved_and_loaded(stored: dict[str, Any]) -> None:
     """With the same bits, through a file and through copies."""
-    _, _, params, optimizer = pair(Case(fastopt.AdamW, {}), storage)
+    _, _, params, optimizer = pair(Case(fastopt.AdamW, {}), stored)
 
     def step(params: list[torch.Tensor], optimizer: Any, seed: int) -> None:
         torch.manual_seed(seed)
@@ -81,7 +81,7 @@ def test_saved_and_loaded(storage: dict[str, Any]) -> None:
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    loaded = pair(Case(fastopt.AdamW, {}), storage)[2:]
+    loaded = pair(Case(fastopt.AdamW, {}), stored)[2:]
     loaded[1].load_state_dict(torch.load(file, weights_only=True))
     with torch.no_grad():
         for p, q in zip(loaded[0], params, strict=True):

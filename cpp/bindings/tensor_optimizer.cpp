@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include "config.h"
 #include "core/element.h"
@@ -19,8 +20,11 @@ constexpr index_t release_gil_from_elements = 1 << 12;
 
 }  // namespace
 
+// A child has not got the thread that stepped when it was forked.
 void TensorOptimizer::lock() {
-  if (busy_.exchange(true)) {
+  const pid_t self = getpid();
+  pid_t holder = busy_;
+  if (holder == self || !busy_.compare_exchange_strong(holder, self)) {
     fail<std::runtime_error>(caller_, ".step: another step of this optimizer is under way");
   }
 }
@@ -59,6 +63,7 @@ void TensorOptimizer::declare(size_t index, const std::vector<std::string>& rule
 TensorOptimizer::Result TensorOptimizer::step(const Settings& settings, py::handle owner,
                                               const Request& request) {
   const std::scoped_lock held(*this);
+  let_go();  // of what a step has left that a fork cut off
   struct LetGo {
     TensorOptimizer& optimizer;
     ~LetGo() { optimizer.let_go(); }

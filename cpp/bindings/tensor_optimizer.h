@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include <sys/types.h>
+
 #include "arrays.h"
 #include "coefficients.h"
 #include "core/element.h"
@@ -58,7 +60,7 @@ class TensorOptimizer {
   Result step(const Settings& settings, py::handle owner, const Request& request);
 
   void lock();
-  void unlock() { busy_ = false; }
+  void unlock() { busy_ = 0; }
 
  private:
   static constexpr size_t grad_stream = 0, param_stream = 1, first_state_stream = 2;
@@ -145,7 +147,7 @@ class TensorOptimizer {
   std::vector<Slot> slots_;
   Regions written_;  // parameters and states of the slots
   size_t last_used_ = 0;
-  std::atomic<bool> busy_ = false;
+  std::atomic<pid_t> busy_ = 0;  // the process whose step is under way
 
   // Of the step under way:
   const Request* request_ = nullptr;
