@@ -111,6 +111,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         self._options: dict[int, dict[str, Any]] = {}  # of groups, as the rule takes them
         self._shared = [s for s in self._like._special_states if s.number == "group"]
         self._pending: dict[int, dict[str, float]] = {}
+        self._begun: dict[tuple[int, str], torch.Tensor] = {}  # by the step under way
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -209,19 +210,50 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         form = stored.format_of(type(self).__name__, options, param)
         codings = _RULES[self._rule_of(options, param.ndim)][0]
         states = {}
-        for number, name in enumerate(names):
+        if options["state_dtype"] is None and stored.is_plain(param):
+            self._begin_together(param, index, names)
+        for name in names:
             declared = self._like._declared(name)
             value = declared.fill(options)
             if name == "step":
                 states[name] = torch.zeros((), dtype=torch.float32, device="cpu")
+            elif (id(param), name) in self._begun:
+                states[name] = self._begun.pop((id(param), name))
             elif name == storage.MASTER:
                 states[name] = param.detach().float()
             elif declared.number:
                 states[name] = torch.tensor(value, dtype=torch.float64, device="cpu")
             else:
                 like = declared.like(param.detach())
-                states |= stored.new(name, codings[name], value, form, like, number)
+                states |= stored.new(name, codings[name], value, form, like)
         return states
+
+    def _begin_together(self, param: torch.Tensor, index: int, names: list[str]) -> None:
+        """Make the states of a parameter, and of those that begin with it, in one block."""
+        options = self._options[index]
+        rule = self._rule_of(options, param.ndim)
+        like = [
+            declared
+            for declared in map(self._like._declared, names)
+            if declared.name != "step" and not declared.number and declared.shape == "like"
+        ]
+        if not like or (id(param), like[0].name) in self._begun:
+            return
+        params = [
+            p
+            for p in self.param_groups[index]["params"]
+            if p is param
+            or (
+                self._rule_of(options, p.ndim) == rule
+                and p.grad is not None
+                and p not in self.state
+                and stored.is_plain(p)
+            )
+        ]
+        for number, declared in enumerate(like):
+            new = stored.together(params, declared.fill(options), number)
+            for p, tensor in zip(params, new, strict=True):
+                self._begun[id(p), declared.name] = tensor
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """
@@ -332,6 +364,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
             return loss
         scale = getattr(self, "grad_scale", None)
         threads = 0 if _config.threads_are_chosen() else torch.get_num_threads()
+        self._begun.clear()
         self.grad_norm, skipped, changed = self._core.step(
             self,
             threads,

@@ -12,7 +12,6 @@ import torch
 from fastopt import _core, codecs
 from fastopt.optimizers import storage
 
-_PLACED_FROM_BYTES = 1 << 14
 _NUMPY = {torch.float64: np.float64, torch.float16: np.float16}
 _TORCH = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 
@@ -29,10 +28,26 @@ def format_of(where: str, options: Mapping[str, Any], param: torch.Tensor) -> st
     return storage.Format(options, array)
 
 
+def is_plain(param: torch.Tensor) -> bool:
+    """Return whether a parameter is an array as well."""
+    return (
+        type(param) in (torch.Tensor, torch.nn.Parameter)
+        and param.dtype in (torch.float32, torch.float64)
+        and param.device.type == "cpu"
+        and param.layout is torch.strided
+    )
+
+
+def together(params: list[torch.Tensor], value: float, number: int) -> list[torch.Tensor]:
+    """Return state `number` of parameters, of one value, in one block: a step walks on from it."""
+    arrays = [param.detach().numpy() for param in params]
+    return [torch.from_numpy(array) for array in _core.new_states(arrays, "", value, number)]
+
+
 def new(
-    name: str, coding: str, value: float, form: storage.Format, param: torch.Tensor, number: int
+    name: str, coding: str, value: float, form: storage.Format, param: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Return the tensors that state `number` is at first, of one value."""
+    """Return the tensors that a state is at first, of one value."""
     stored = form.name(coding)
     scales: dict[str, torch.Tensor] = {}
     dtype = torch.bfloat16 if stored == "bfloat16" else _TORCH[form.computed]
@@ -42,12 +57,6 @@ def new(
         here = param.to_local() if hasattr(param, "to_local") else param
         blocks = -(-here.numel() // codecs.BLOCK)
         scales = {name + "_scale": torch.full((blocks,), float(scale[0]), device="cpu")}
-    elif (
-        stored != "bfloat16" and type(param) is torch.Tensor and param.nbytes >= _PLACED_FROM_BYTES
-    ):
-        # Beside its parameter, as those of arrays.
-        array = param.view(torch.int16) if param.itemsize == 2 else param
-        return {name: torch.from_numpy(_core.new_states([array.numpy()], "", value, number)[0])}
     tensor = torch.full_like(param, value, dtype=dtype, memory_format=torch.preserve_format)
     return {name: tensor.requires_grad_(False), **scales}
 
