@@ -37,7 +37,7 @@ test-torch: $(VENV)/.installed
 	$(BIN)/python -m pytest -m 'torch and not oracle'
 
 # Without what the packages need beside PyTorch: only their optimizers are imported.
-ORACLES = pytorch-optimizer==4.1.0 schedulefree==1.4.1 timm==1.0.31 torch-optimi==0.3.3 \
+ORACLES = pytorch-optimizer==4.1.0 schedulefree==1.4.1 timm==1.0.31 torch-optimi==0.3.3 prodigyopt==1.1.2 \
 	bitsandbytes==0.50.2 torchao==0.18.0
 test-oracles: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet 'torch==2.13.0'

@@ -20,7 +20,7 @@ RULES = [name for name in fastopt.Optimizer.registry if name not in {*BY_SIZE, "
 OPTIONS: dict[str, dict[str, Any]] = {"LARS": {"momentum": 0.9, "weight_decay": 1e-4}}
 FIRST_STEPS = {"ADOPT": 2}  # the first leaves the parameters alone
 # What passes for the sums read and write more than an update alone, of elements.
-FIRST_PASS = {"Adafactor": 3, "LAMB": 3, "LARS": 2, "StableAdamW": 2}
+FIRST_PASS = {"Adafactor": 3, "LAMB": 3, "LARS": 2, "Prodigy": 3, "StableAdamW": 2}
 
 
 def package(foreach: bool) -> peers.Peer:

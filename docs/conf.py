@@ -44,7 +44,14 @@ myst_heading_anchors = 3
 
 # What rules of more than one pass move of an element in float32, in bytes; Muon's time is that of
 # its products.
-_MOVED = {"Adafactor": "24", "LAMB": "40", "LARS": "20", "Muon": "", "StableAdamW": "36"}
+_MOVED = {
+    "Adafactor": "24",
+    "LAMB": "40",
+    "LARS": "20",
+    "Muon": "",
+    "Prodigy": "56",
+    "StableAdamW": "36",
+}
 
 
 def _row(cls: type[fastopt.Optimizer]) -> str:

@@ -71,6 +71,9 @@ FAMILIES: dict[str, Settings] = {
         "StableAdamW": {"lr": 0.003},
         "Adafactor": {"lr": 0.02},
     },
+    "Without a rate": {
+        "Prodigy": {"d_coef": 0.5},
+    },
     "Without a schedule": {
         "ScheduleFreeSGD": {"lr": 1.0},
         "ScheduleFreeAdamW": {"lr": 0.01},
@@ -167,6 +170,11 @@ def step_times(run: Run) -> tuple[float, float]:
     ]
 
     def numpy_step() -> None:
+        if rule is reference.prodigy:  # of all arrays together
+            columns = {name: [state[name] for state in states] for name in states[0]}
+            numbers = dict.fromkeys(("d", "d_max", "d_numerator"), optimizer.d)
+            rule(params, arrays(grads), **columns, **numbers, t=2, **options)
+            return
         for i, g in enumerate(arrays(grads)):
             params[i], *new = rule(params[i], g, **states[i], t=2, lr=1e-3, **options)
             states[i] = dict(zip(states[i], new, strict=True))

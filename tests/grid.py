@@ -49,6 +49,11 @@ class Case:
         return opt._rule_for(opt.defaults, np.ones(1))
 
     @property
+    def other_rate(self) -> float:
+        """One that a second group may have; those of Prodigy's are equal or 0."""
+        return 0.0 if self.cls is fastopt.Prodigy else 0.5
+
+    @property
     def adds_up(self) -> bool:
         """The rule has sums over an array: it equals the reference only within rounding."""
         return _core.rules()[self.rule][2]
@@ -74,8 +79,12 @@ DEFAULTS = [Case(cls, {}) for cls in OPTIMIZERS]
 CASES = [case for cls in OPTIMIZERS for case in cases(cls)]
 EXACT = [case for case in CASES if not case.adds_up]
 EXACT_DEFAULTS = [case for case in DEFAULTS if not case.adds_up]
-# Without numbers that the arrays of a group share.
-ALONE = [cls for cls in OPTIMIZERS if not any(s.number == "group" for s in cls._special_states)]
+# Without numbers that arrays share.
+ALONE = [
+    cls
+    for cls in OPTIMIZERS
+    if not any(s.number in ("group", "optimizer") for s in cls._special_states)
+]
 SUMS = [case for case in CASES if case.adds_up]
 
 # Options of ours that torch has not.

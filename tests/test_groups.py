@@ -216,10 +216,10 @@ def test_a_group_that_is_added(case: Case, grouped: bool) -> None:
         {"params": third.copy()},
     ]
     opt = case.optimizer([{"params": tree}] if grouped else tree)
-    other = case.optimizer([{**expected[0]}, {**expected[1], "lr": 0.5}])
+    other = case.optimizer([{**expected[0]}, {**expected[1], "lr": case.other_rate}])
     for t in range(6):
         if t == 3:
-            opt.add_param_group({"params": third, "lr": 0.5})
+            opt.add_param_group({"params": third, "lr": case.other_rate})
         a, b, c = (np.random.default_rng(9 + t).standard_normal(shape) for shape in shapes)
         grads = {"a": a, "b": None if t == 1 else b}
         other.step([grads, c if t >= 3 else None])
@@ -391,10 +391,10 @@ def out_of_band(value: Any) -> Any:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda a, b: {"a": a, "rest": [b]},
-        lambda a, b: (a, {"b": b}),
-        lambda a, b: Layer(a, b),
-        lambda a, b: [{"params": a, "lr": 0.5}, {"params": (b,)}],
+        lambda a, b, rate: {"a": a, "rest": [b]},
+        lambda a, b, rate: (a, {"b": b}),
+        lambda a, b, rate: Layer(a, b),
+        lambda a, b, rate: [{"params": a, "lr": rate}, {"params": (b,)}],
     ],
 )
 def test_unpickled_into_read_only_buffers(case: Case, build: Any) -> None:
@@ -405,9 +405,10 @@ def test_unpickled_into_read_only_buffers(case: Case, build: Any) -> None:
         return [array for child in children for array in arrays(child)]
 
     a, b = np.ones(3), np.asfortranarray(np.ones((2, 3), np.float32))
-    opt = case.optimizer(build(a, b))
+    tree = build(a, b, case.other_rate)
+    opt = case.optimizer(tree)
     grads = [group["params"] for group in opt.param_groups]
-    grads = copy.deepcopy(grads if "params" in str(build(a, b)) else grads[0])
+    grads = copy.deepcopy(grads if "params" in str(tree) else grads[0])
     opt.step(grads)
     other, params = out_of_band((opt, opt._params))
     assert type(other._params) is type(opt._params)
@@ -534,7 +535,8 @@ def test_errstate_raise(case: Case, dtype: Any) -> None:
                 opt.lr = value
                 for name in ("eps", "weight_decay", "initial_accumulator_value"):
                     if name in opt.defaults:
-                        opt.param_groups[0][name] = value
+                        pair = isinstance(opt.defaults[name], tuple)
+                        opt.param_groups[0][name] = (value, value) if pair else value
                 opt.step(grads)
             opt.load_state_dict(opt.state_dict())
             pickle.loads(pickle.dumps(opt))

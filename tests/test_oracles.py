@@ -27,6 +27,9 @@ class Oracle:
     renamed: dict[str, str] = field(default_factory=dict)
     other_defaults: frozenset[str] = frozenset()
     has_sign: bool = False  # in which single elements may differ by rounding
+    within: float = 1e-12  # relative
+    within_float32: float = 2e-6
+    options_float32: dict[str, Any] = field(default_factory=dict)
 
     def cls(self) -> Any:
         module, name = self.path.rsplit(".", 1)
@@ -62,6 +65,13 @@ ORACLES = {
     "LARS": Oracle("timm.optim.lars.Lars"),
     "Lion": Oracle("timm.optim.lion.Lion", renamed={"cautious": "caution"}, has_sign=True),
     "NAdamW": Oracle("timm.optim.nadamw.NAdamW", renamed={"cautious": "caution"}, has_sign=True),
+    # d grows from a cancellation.
+    "Prodigy": Oracle(
+        "prodigyopt.Prodigy",
+        within=1e-9,
+        within_float32=1e-4,
+        options_float32={"d0": 0.01},
+    ),
     "ScheduleFreeAdamW": Oracle("schedulefree.AdamWScheduleFree"),
     "ScheduleFreeSGD": Oracle("schedulefree.SGDScheduleFree"),
     "SignSGD": Oracle("pytorch_optimizer.SignSGD", has_sign=True),
@@ -103,6 +113,8 @@ def run(case: Case, dtype: Any) -> tuple[list[Any], list[Any]]:
     import torch
 
     oracle = ORACLES[case.cls.__name__]
+    if dtype == np.float32:
+        case = Case(case.cls, case.options | oracle.options_float32)
     options = defaults(case.cls) | case.options
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape).astype(dtype) for shape in [(60, 70), (17,)]]
@@ -126,14 +138,16 @@ def run(case: Case, dtype: Any) -> tuple[list[Any], list[Any]]:
 @each_case
 def test_steps(case: Case) -> None:
     for ours, theirs in zip(*run(case, np.float64), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-13)
+        within = ORACLES[case.cls.__name__].within
+        np.testing.assert_allclose(ours, theirs, rtol=within, atol=within / 10)
 
 
 @each_case
 def test_float32_steps(case: Case) -> None:
     for ours, theirs in zip(*run(case, np.float32), strict=True):
-        apart = np.abs(ours - theirs) > 2e-6 * np.abs(theirs).max()
-        assert apart.mean() <= (1e-3 if ORACLES[case.cls.__name__].has_sign else 0)
+        oracle = ORACLES[case.cls.__name__]
+        apart = np.abs(ours - theirs) > oracle.within_float32 * np.abs(theirs).max()
+        assert apart.mean() <= (1e-3 if oracle.has_sign else 0)
 
 
 @pytest.mark.parametrize("name", ORACLES)

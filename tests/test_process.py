@@ -240,7 +240,7 @@ def step_between_guards() -> None:
                         opt = case.optimizer(p)
                         names, known = _core.rules()[rule][0], opt._states[0]
                         numbers = {name: known[name] for name in known if name not in names}
-                        numbers |= opt._groups[0]._numbers
+                        numbers |= opt._groups[0]._numbers | opt._numbers
                         opt._bound.bind(0, rule, state[: len(names)], numbers)
                         with fastopt.config_context(isa=isa):
                             opt.step(g, max_norm=1.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from grid import SUMS, Case, Reference
+from grid import ALONE, SUMS, Case, Reference
 
 DTYPES = [np.float32, np.float64]
 TOLERANCE = {np.float32: 2e-6, np.float64: 1e-13}
@@ -35,7 +35,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * largest)
 
 
-@each_case
+@pytest.mark.parametrize("case", [case for case in SUMS if case.cls in ALONE], ids=str)
 @each_dtype
 def test_the_reference(case: Case, dtype: Any) -> None:
     params = [numbers(shape, dtype, 1) for shape in SHAPES]

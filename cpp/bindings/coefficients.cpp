@@ -52,6 +52,7 @@ const RuleNames& Rules::find(const std::string& caller, const std::string& name)
     rule.states = states_of(entry);
     rule.prepares = entry.prepare != nullptr;
     rule.factored = entry.factor != nullptr;
+    rule.over_all = entry.over_all;
     if (rule.coefficients.size() > size_t(most_coefficients) ||
         3 + rule.states.size() + rule.prepares > size_t(most_streams)) {
       fail<std::length_error>(name, " has more coefficients or states than there is room for");
@@ -89,6 +90,14 @@ void CoefficientSet::set(const std::string& caller, py::handle values, const Num
     }
     value[i] = x;
     given |= 1u << i;
+  }
+}
+
+void CoefficientSet::take(const double* combined, const Numbers& numbers) {
+  for (size_t k = 0; k < numbers.names.size(); ++k) {
+    for (size_t i = 0; i < rule->coefficients.size(); ++i) {
+      if (rule->coefficients[i].equal(numbers.names[k])) after[k] = combined[i];
+    }
   }
 }
 

@@ -28,12 +28,13 @@ struct RuleNames {
   std::vector<StateName> states;
   bool prepares = false;  // a stream beside the states
   bool factored = false;
+  bool over_all = false;
   size_t row[2] = {};  // of the table, by Dtype
 };
 
-// What a rule keeps for an array beside its coefficients, one float64 each.
+// What a rule keeps for an array, a group or all beside its states, one float64 each.
 struct Numbers {
-  static constexpr size_t most = 2;
+  static constexpr size_t most = 3;
 
   Numbers() = default;
   explicit Numbers(const py::dict& arrays);  // by name, each of one float64
@@ -56,6 +57,8 @@ struct CoefficientSet {
   // Takes those of this dict, and the numbers after the step.
   void set(const std::string& caller, py::handle values, const Numbers& numbers = {});
   void check_all_given(const std::string& caller) const;
+  // The numbers after the step that are coefficients.
+  void take(const double* combined, const Numbers& numbers);
   void scale_gradients(double factor) { value[rule->grad_scale] *= factor; }
 };
 

@@ -136,6 +136,7 @@ std::optional<double> BoundOptimizer::step(const Settings& settings, py::handle 
 
   std::optional<GradientNorm> measured;
   GradientScale scale;
+  Applied applied;
   bool skip = false;
   {
     index_t elements = 0;
@@ -151,13 +152,17 @@ std::optional<double> BoundOptimizer::step(const Settings& settings, py::handle 
         prepare(settings, array_steps_, scale);
         change_stacks();
       }
-      apply(settings, array_steps_, scale, zero_grads);
+      applied = apply(settings, array_steps_, scale, zero_grads);
     } else if (zero_grads) {
       zero_gradients(settings, array_steps_);
     }
   }
   isa_ = settings.table->isa;
-  count(skip);
+  if (!stepped_.empty() && parameters_[stepped_[0]].rule->over_all) {
+    const Numbers& numbers = parameters_[stepped_[0]].numbers;
+    for (CoefficientSet& set : sets_) set.take(applied.combined, numbers);
+  }
+  if (applied.is_step) count(skip);
   return measured ? std::optional(scale.norm) : std::nullopt;
 }
 

@@ -12,7 +12,7 @@
 
 namespace fastopt {
 
-constexpr int most_streams = 7, most_coefficients = 16, most_sums = 4;
+constexpr int most_streams = 7, most_coefficients = 20, most_sums = 4;
 
 // What the streams of an array are stored as, where that is not what its rule computes in.
 struct Storage {
@@ -75,9 +75,14 @@ GradientScale scale_of(const Settings& settings, const std::vector<ArrayStep>& s
 void prepare(const Settings& settings, const std::vector<ArrayStep>& steps,
              const GradientScale& scale);
 
+struct Applied {
+  bool is_step = true;                      // false where a rule over all arrays leaves it out
+  double combined[most_coefficients] = {};  // of the first array, where its rule adds up
+};
+
 // With `zero_grads` the gradients are zero afterwards.
-void apply(const Settings& settings, const std::vector<ArrayStep>& steps,
-           const GradientScale& scale, bool zero_grads);
+Applied apply(const Settings& settings, const std::vector<ArrayStep>& steps,
+              const GradientScale& scale, bool zero_grads);
 
 void zero_gradients(const Settings& settings, const std::vector<ArrayStep>& steps);
 

@@ -436,3 +436,46 @@ struct Nadam {
     p = decay * p - (grad_step * g + average_step * m) / (sqrt(v) * root_correction + eps);
   }
 };
+
+// Mishchenko, Defazio (2024): Adam whose rate is multiplied by d, an estimate of how far the
+// minimum is. It grows with how far the gradients, over all arrays, agree with the way from p0.
+// Where s_share is 0, the rate of an array is, and it has no part in that.
+template <class T>
+struct Prodigy {
+  using Exact = Prodigy<double>;
+  static constexpr Names names{
+      "prodigy",
+      "p0! s! exp_avg exp_avg_sq+",
+      "grad_scale step_size decay weight beta1 m_share beta2 v_share beta3 "
+      "s_share eps fresh d d_max d_numerator d0 d_coef growth_rate",
+      "numerator denominator",
+      "",
+      false,
+      true};
+  T grad_scale, step_size, decay, weight, beta1, m_share, beta2, v_share, beta3, s_share, eps;
+  T fresh, d, d_max, d_numerator, d0, d_coef, growth_rate;
+
+  void sum(double& numerator, double& denominator, T g, T& p, T& p0, T& s, T& m, T& v) const {
+    g = grad_scale * g;
+    p0 = fresh != 0 ? p : p0;
+    m = beta1 * m + m_share * g;
+    v = beta2 * v + v_share * g * g;
+    const T moved = beta3 * s + s_share * g;
+    s = s_share != 0 ? moved : s;
+    numerator += double(weight) * (double(g) * (double(p0) - double(p)));
+    denominator += double(s_share != 0 ? absolute(s) : T(0));
+  }
+  bool combine(const double* sums) {
+    if (sums[1] == 0) return step_size == 0;
+    d_numerator = beta3 * d_numerator + sums[0];
+    const double estimate = d_coef * d_numerator / sums[1];
+    if (d == d0 && estimate > d) d = estimate;
+    if (estimate > d_max) d_max = estimate;
+    const double grown = d * growth_rate;
+    d = grown < d_max ? grown : d_max;
+    return true;
+  }
+  void operator()(T, T& p, T, T, T m, T v) const {
+    p = decay * p - step_size * m / (sqrt(v) + d * eps);
+  }
+};

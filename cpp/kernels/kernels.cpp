@@ -69,6 +69,7 @@ constexpr Rule rule_of() {
             dtype_of<T>,
             count_words(F::names.sums),
             nullptr,
+            F::names.over_all,
             nullptr,
             nullptr,
             update<F, T>,

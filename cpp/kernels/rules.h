@@ -17,6 +17,7 @@ struct Names {
   const char* sums = "";      // of a first pass over the array
   const char* prepared = "";  // what such a pass writes, and Python changes before the update
   bool factored = false;      // the states are means of rows and columns
+  bool over_all = false;      // the sums are over all arrays, and `combine` says whether to step
 };
 
 template <class... F>
@@ -61,4 +62,4 @@ using Rules =
          CautiousNadamw<T>, Radam<T>, AdaBelief<T>, Yogi<T>, Adamax<T>, AdEMAMix<T>, Adopt<T>,
          Adan<T>, Rprop<T>, Lamb<T>, CautiousLamb<T>, Lars<T, false, false>, Lars<T, true, false>,
          Lars<T, true, true>, Lion<T>, CautiousLion<T>, SignSgd<T>, SignSgdMomentum<T>, Muon<T>,
-         Nadam<T>, Asgd<T>, ScheduleFreeSgd<T>, ScheduleFreeAdamW<T>, Ema<T>>;
+         Nadam<T>, Asgd<T>, ScheduleFreeSgd<T>, ScheduleFreeAdamW<T>, Prodigy<T>, Ema<T>>;

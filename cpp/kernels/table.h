@@ -55,7 +55,9 @@ struct Rule {
   Dtype dtype;
   int sum_count;  // of a block
   Reduce reduce;
-  void (*combine)(double* coefficients, const double* sums, index_t size);
+  bool over_all;  // the sums are those of all arrays
+  // False where they make no step.
+  bool (*combine)(double* coefficients, const double* sums, index_t size);
   void (*prepare)(const double* coefficients, void* const* streams, index_t element, index_t n);
   void (*update)(const double* coefficients, void* const* streams, index_t element, index_t n);
   // Adds each square of a run to those across it, and returns the sum along it.

@@ -117,11 +117,17 @@ void reduce(const double* coefficients, void* const* streams, index_t, index_t n
 }
 
 template <class F>
-void combine(double* coefficients, const double* sums, index_t size) {
+bool combine(double* coefficients, const double* sums, index_t size) {
   typename F::Exact f;
   __builtin_memcpy(&f, coefficients, sizeof f);
-  f.combine(sums, double(size));
+  bool is_step = true;
+  if constexpr (F::names.over_all) {
+    is_step = f.combine(sums);
+  } else {
+    f.combine(sums, double(size));
+  }
   __builtin_memcpy(coefficients, &f, sizeof f);
+  return is_step;
 }
 
 template <class F, class T>

@@ -29,6 +29,7 @@ from fastopt.optimizers.lamb import *
 from fastopt.optimizers.lion import *
 from fastopt.optimizers.muon import *
 from fastopt.optimizers.nadam import *
+from fastopt.optimizers.prodigy import *
 from fastopt.optimizers.radam import *
 from fastopt.optimizers.rmsprop import *
 from fastopt.optimizers.rprop import *

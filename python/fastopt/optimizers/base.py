@@ -98,6 +98,7 @@ class Optimizer:
     _params: Any
     _grouped: bool
     _groups: list[ParamGroup]
+    _numbers: dict[str, NDArray[np.float64]]
     _states: list[dict[str, NDArray[Any]]]  # of every array, by name
     _state: Mapping[str, Mapping[str, NDArray[Any]]]
 
@@ -431,6 +432,7 @@ class Optimizer:
         ['state.W.exp_avg', 'state.W.exp_avg_sq']
         """
         arrays: dict[str, Any] = {"steps": self.steps, "skipped_steps": self.skipped_steps}
+        arrays |= self._numbers
         for i, group in enumerate(self._groups):
             for name, value in group._options.items():
                 if value is not None and not callable(value):
@@ -493,6 +495,7 @@ class Optimizer:
         for group, options in zip(self._groups, all_options, strict=True):
             all_names |= self._names_in(group, options, given)
         wanted: dict[str, Entry] = dict.fromkeys(("steps", "skipped_steps"), ((), "count"))
+        wanted |= {name: (shared.shape, shared.dtype) for name, shared in self._numbers.items()}
         for group, options in zip(self._groups, all_options, strict=True):
             for name, value in options.items():
                 key = f"param_groups.{group._index}.{name}"
@@ -596,6 +599,8 @@ class Optimizer:
         """Copies the states and the counts, which were checked."""
         prefixes = [f"state.{name}." for name in bound.names]
         late = [state.name for state in self._special_states if state.initial is None]
+        for name, shared in self._numbers.items():
+            shared[...] = given[name]
         for group in self._groups:
             for name, shared in group._numbers.items():
                 shared[...] = given[f"param_groups.{group._index}.{name}"]
@@ -691,23 +696,31 @@ class Optimizer:
             bound.counts[: len(names)] = before.counts
             bound.started[: len(names)] = before.started
             bound.steps, bound.skipped_steps = before.steps, before.skipped_steps
+        else:
+            self._numbers = self._new_numbers("optimizer", all_options[0])
         groups = self._groups.copy()
         for i in range(len(groups), len(all_options)):
             arrays = range(bisect_left(owners, i), bisect_right(owners, i))
-            numbers = {
-                state.name: _core.new_numbers(1, state.fill(all_options[i]))[0]
-                for state in self._special_states
-                if state.number == "group"
-            }
             tree = params[i] if grouped else params
+            numbers = self._new_numbers("group", all_options[i])
             groups.append(ParamGroup(self, i, arrays, tree, {}, numbers))
         self._set_options(bound, groups, states, dict(enumerate(map(dict, all_options))))
         self._params, self._grouped = params, grouped
         self._groups, self._states, self._bound = groups, states, bound
         self._state = States(bound, states)
 
+    def _new_numbers(
+        self, owner: str, options: Mapping[str, Any]
+    ) -> dict[str, NDArray[np.float64]]:
+        return {
+            state.name: _core.new_numbers(1, state.fill(options))[0]
+            for state in self._special_states
+            if state.number == owner
+        }
+
     def _forget(self) -> None:
         """Binds nothing."""
+        self._numbers = {}
         self._bound, self._params, self._grouped = None, None, False
         self._groups, self._states, self._state = [], [], MappingProxyType({})
 
@@ -782,7 +795,7 @@ class Optimizer:
                     i,
                     rule_of,
                     [a if a.shape == shape else np.broadcast_to(a, shape) for a in arrays],
-                    {**{name: state[name] for name in numbers}, **group._numbers},
+                    {name: state[name] for name in numbers} | group._numbers | self._numbers,
                     storage.scales_of(state),
                     state.get(storage.MASTER),
                     form.is_rounded_at_random,

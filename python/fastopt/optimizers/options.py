@@ -40,25 +40,30 @@ class Range(ABC):
 
 @dataclass(frozen=True)
 class Number(Range):
-    """A finite number from low (`above` it) to high (`below` it)."""
+    """A number from low (`above` it) to high (`below` it), finite unless `infinite`."""
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
     below: bool = False
     others: tuple[float, float] = (0.1, 0.3)
+    infinite: bool = False
+
+    @property
+    def _ends(self) -> dict[str, bool]:
+        return {"above": self.above, "below": self.below, "infinite": self.infinite}
 
     def __str__(self) -> str:
-        return expected_number(self.low, self.high, above=self.above, below=self.below)
+        return expected_number(self.low, self.high, **self._ends)
 
     def check(self, where: str, value: Any) -> Any:
-        return number(where, value, self.low, self.high, above=self.above, below=self.below)
+        return number(where, value, self.low, self.high, **self._ends)
 
     def other(self, default: Any) -> Any:
         return self.others[default == self.others[0]]
 
     def bad(self) -> list[tuple[Any, type[Exception]]]:
-        outside = [math.nan, math.inf, -math.inf, 10**400]
+        outside = [math.nan, -math.inf, 10**400, *([] if self.infinite else [math.inf])]
         if self.low > -math.inf:
             outside.append(self.low if self.above else self.low - 0.5)
         if self.high < math.inf:

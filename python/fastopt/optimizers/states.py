@@ -24,9 +24,10 @@ class State:
         array's first step makes it; before that it is not saved.
     optional : bool
         It comes with an option, and outlives it: when the option comes back, it goes on from there.
-    number : {"", "array", "group"}
-        It is one float64 for each array, or for all of a group, which `Optimizer._coefficients`
-        gets among the options and returns, as it will be after the step, among the coefficients.
+    number : {"", "array", "group", "optimizer"}
+        It is one float64 for each array, for all of a group, or for all, which
+        `Optimizer._coefficients` gets among the options and returns, as it will be after the step,
+        among the coefficients. One that is a coefficient, the step itself moves.
     shape : {"like", "rows", "columns"}
         That of its parameter, with a last axis of one element, or with one of one before the last.
     """
@@ -34,7 +35,7 @@ class State:
     name: str
     initial: float | str | None = 0.0
     optional: bool = False
-    number: Literal["", "array", "group"] = ""
+    number: Literal["", "array", "group", "optimizer"] = ""
     shape: Literal["like", "rows", "columns"] = "like"
 
     def fill(self, options: Mapping[str, Any]) -> float:
