@@ -22,7 +22,8 @@ _MAX_DEPTH = 100  # deeper trees are taken for one that contains itself
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return what arrays of a dtype are computed in."""
-    return np.dtype(np.float32) if str(dtype) in ("bfloat16", "float16") else dtype
+    is_small = dtype.itemsize == 2 and str(dtype) in ("bfloat16", "float16")
+    return np.dtype(np.float32) if is_small else dtype
 
 
 def named_arrays(tree: Tree, what: str = "params") -> dict[str, Array]:

@@ -540,7 +540,7 @@ class Optimizer:
         """What a state_dict must have for an array; what is to be converted is so afterwards."""
         assert self._bound is not None
         param, prefix = self._bound.params[index], f"state.{self._bound.names[index]}."
-        form = storage.Format(options, param)
+        form = storage.Format(storage.of(options), param)
         codings = {name: _CODINGS[name] for name in names if name in _CODINGS}
         order = storage.order_of(storage.model_of(self._states[index], param))
         if convert:
@@ -761,13 +761,14 @@ class Optimizer:
         prepared = []
         params, paths = bound.params, bound.names
         for index, options in all_options.items():
-            group, rule = groups[index], self._rule(options)
+            group, rule, stored = groups[index], self._rule(options), storage.of(options)
             own = {paths[i]: params[i] for i in group._arrays}
             rules = [self._rule_for(options, param) for param in own.values()]
-            known = [storage.names_in(states[i]) for i in group._arrays]
+            known = [storage.names_in(states[i]) if states[i] else [] for i in group._arrays]
+            of_rules = {each: self._state_names(each) for each in set(rules)}
             names = [
-                list(dict.fromkeys([*self._state_names(rule_of), *before]))
-                for rule_of, before in zip(rules, known, strict=True)
+                list(dict.fromkeys([*of_rules[each], *before])) if before else of_rules[each]
+                for each, before in zip(rules, known, strict=True)
             ]
             if all_names is not None:
                 names = [list(all_names[i]) for i in group._arrays]
@@ -775,15 +776,11 @@ class Optimizer:
             forms: list[storage.Format] = []
             if bound is not self._bound or rule != group._rule or names != known:
                 codings = [coding for each in rules for coding in _RULES[each][0].values()]
-                storage.check(type(self).__name__, options, codings, own)
-                forms = [storage.Format(options, param) for param in own.values()]
+                storage.check(type(self).__name__, stored, codings, own)
+                forms = [storage.Format(stored, param) for param in own.values()]
                 before = [states[i] for i in group._arrays]
                 new = self._new_states(names, options, forms, list(own.values()), before)
-            constants = (
-                _constants(rule, options),
-                self._between(options),
-                storage.of(options)["seed"],
-            )
+            constants = _constants(rule, options), self._between(options), stored["seed"]
             prepared.append((group, options, rule, constants, rules, forms, new))
         numbers = [state.name for state in self._special_states if state.number == "array"]
         # Nothing is changed before this point: memory for the states may have run out.
@@ -812,19 +809,22 @@ class Optimizer:
         before: Sequence[storage.State],
     ) -> list[storage.State]:
         """The states of these names, of every parameter; those of before stay."""
-        models = [storage.model_of(*pair) for pair in zip(before, params, strict=True)]
         states: list[storage.State] = [{} for _ in params]
         all_names = dict.fromkeys(name for own in names for name in own)
         for position, name in enumerate(all_names):
             declared = self._declared(name)
-            for state, own, old in zip(states, names, before, strict=True):
-                state.update(storage.part_of(old, name) if name in own else {})
-            without = [k for k, own in enumerate(names) if name in own and name not in before[k]]
+            without = []
+            for k, old in enumerate(before):
+                if name in old and name in names[k]:
+                    states[k].update(storage.part_of(old, name))
+                elif name in names[k]:
+                    without.append(k)
             value = declared.fill(options)
             if declared.number:
                 new = [{name: array} for array in _core.new_numbers(len(without), value)]
             else:
-                of_those = [forms[k] for k in without], [declared.like(models[k]) for k in without]
+                models = [storage.model_of(before[k], params[k]) for k in without]
+                of_those = [forms[k] for k in without], [declared.like(model) for model in models]
                 new = storage.new_states(name, _CODINGS[name], value, position, *of_those)
             for k, part in zip(without, new, strict=True):
                 states[k].update(part)

@@ -92,10 +92,9 @@ def bfloat16() -> np.dtype[Any]:
 
 
 class Format:
-    """What the states of one parameter are stored as."""
+    """What the states of one parameter are stored as; `options` are those of storage."""
 
     def __init__(self, options: Mapping[str, Any], param: NDArray[Any]) -> None:
-        options = of(options)
         dtype = options["state_dtype"]
         is_small = dtype == "8bit" and param.size < _SMALLEST_8BIT
         self.state_dtype = None if is_small else dtype
@@ -134,14 +133,13 @@ def check(
     caller: str, options: Mapping[str, Any], codings: Collection[str], params: Mapping[str, Any]
 ) -> None:
     """Raise ValueError where a rule or an array cannot be stored as the options say."""
-    options = of(options)
     state_dtype = options["state_dtype"]
     if state_dtype is not None and set(codings) == {"none"}:
         raise ValueError(
             f"{caller}: state_dtype is {state_dtype!r}, but the states stay as they compute"
         )
     is_random = options["rounding"] == "stochastic" and not options["master_weights"]
-    for name, param in params.items():
+    for name, param in params.items() if is_random or state_dtype is not None else ():
         if state_dtype is not None and param.dtype == np.float64:
             option = f"state_dtype is {state_dtype!r}, for arrays of at most 4 bytes"
         elif is_random and param.dtype == np.float16:
@@ -204,7 +202,8 @@ def names_in(state: State) -> list[str]:
 
 def model_of(state: State, param: NDArray[Any]) -> NDArray[Any]:
     """Return the array whose order of memory a new state has: blocks go by one order."""
-    return next((state[name] for name in scales_of(state)), param)
+    coded = scales_of(state) if state else {}
+    return state[next(iter(coded))] if coded else param
 
 
 def order_of(array: NDArray[Any]) -> list[int]:
