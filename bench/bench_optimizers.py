@@ -62,7 +62,7 @@ def test_step(
     defaults = {
         key: value.default
         for key, value in inspect.signature(type(optimizer)).parameters.items()
-        if key != "params"
+        if key not in ("params", "storage")
     }
     rule = reference.OPTIMIZERS[name]
 

@@ -17,7 +17,10 @@ from test_oracles import ORACLES
 LARGE, SMALL = "16 M", "1000 arrays of 256"
 BY_SIZE = {"SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW"}
 RULES = [name for name in fastopt.Optimizer.registry if name not in {*BY_SIZE, "Muon"}]
-OPTIONS: dict[str, dict[str, Any]] = {"LARS": {"momentum": 0.9, "weight_decay": 1e-4}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "LARS": {"momentum": 0.9, "weight_decay": 1e-4},
+    "Prodigy": {"d0": 0.01, "growth_rate": 1.0},  # gradients that stay let d grow for ever
+}
 FIRST_STEPS = {"ADOPT": 2}  # the first leaves the parameters alone
 # What passes for the sums read and write more than an update alone, of elements.
 FIRST_PASS = {"Adafactor": 3, "LAMB": 3, "LARS": 2, "Prodigy": 3, "StableAdamW": 2}

@@ -71,7 +71,11 @@ class Job:
 
     def hyper_parameters(self) -> dict[str, Any]:
         signature = inspect.signature(fastopt.Optimizer.registry[self.optimizer])
-        defaults = {name: p.default for name, p in signature.parameters.items() if name != "params"}
+        defaults = {
+            name: p.default
+            for name, p in signature.parameters.items()
+            if name not in ("params", "storage")
+        }
         return {**defaults, **self.options}
 
     def states(self) -> list[str]:

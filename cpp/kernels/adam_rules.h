@@ -438,8 +438,9 @@ struct Nadam {
 };
 
 // Mishchenko, Defazio (2024): Adam whose rate is multiplied by d, an estimate of how far the
-// minimum is. It grows with how far the gradients, over all arrays, agree with the way from p0.
-// Where s_share is 0, the rate of an array is, and it has no part in that.
+// minimum is. It grows with how far the gradients, over all arrays, agree with the way from p0,
+// which is zero as long as `fresh` is 1. An array whose rate is 0 has no part in that, and counts
+// 0. No condition is in the sum: a store under one would keep the next load waiting.
 template <class T>
 struct Prodigy {
   using Exact = Prodigy<double>;
@@ -447,23 +448,22 @@ struct Prodigy {
       "prodigy",
       "p0! s! exp_avg exp_avg_sq+",
       "grad_scale step_size decay weight beta1 m_share beta2 v_share beta3 "
-      "s_share eps fresh d d_max d_numerator d0 d_coef growth_rate",
+      "s_decay s_share counts eps fresh d d_max d_numerator d0 d_coef growth_rate",
       "numerator denominator",
       "",
       false,
       true};
-  T grad_scale, step_size, decay, weight, beta1, m_share, beta2, v_share, beta3, s_share, eps;
-  T fresh, d, d_max, d_numerator, d0, d_coef, growth_rate;
+  T grad_scale, step_size, decay, weight, beta1, m_share, beta2, v_share, beta3;
+  T s_decay, s_share, counts, eps, fresh, d, d_max, d_numerator, d0, d_coef, growth_rate;
 
   void sum(double& numerator, double& denominator, T g, T& p, T& p0, T& s, T& m, T& v) const {
     g = grad_scale * g;
-    p0 = fresh != 0 ? p : p0;
+    p0 += fresh * (p - p0);
     m = beta1 * m + m_share * g;
     v = beta2 * v + v_share * g * g;
-    const T moved = beta3 * s + s_share * g;
-    s = s_share != 0 ? moved : s;
+    s = s_decay * s + s_share * g;
     numerator += double(weight) * (double(g) * (double(p0) - double(p)));
-    denominator += double(s_share != 0 ? absolute(s) : T(0));
+    denominator += double(counts * absolute(s));
   }
   bool combine(const double* sums) {
     if (sums[1] == 0) return step_size == 0;

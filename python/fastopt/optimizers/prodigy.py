@@ -151,6 +151,7 @@ class Prodigy(Optimizer):
             self._check_groups()
         d, beta3 = options["d"], options["beta3"]
         beta1, beta2 = options["betas"]
+        beta3 = math.sqrt(beta2) if beta3 is None else beta3
         step = d * lr * _correction(options["betas"], t, options["use_bias_correction"])
         moves = lr > 0
         share = d / options["d0"] * (d if options["safeguard_warmup"] else step)
@@ -162,8 +163,10 @@ class Prodigy(Optimizer):
             "m_share": d * (1 - beta1) if moves else 0.0,
             "beta2": beta2 if moves else 1.0,
             "v_share": d * d * (1 - beta2) if moves else 0.0,
-            "beta3": math.sqrt(beta2) if beta3 is None else beta3,
+            "beta3": beta3,
+            "s_decay": beta3 if moves else 1.0,
             "s_share": share if moves else 0.0,
+            "counts": float(moves),
             "fresh": float(not started),
             **{name: options[name] for name in ("d", "d_max", "d_numerator")},
         }
