@@ -775,7 +775,7 @@ class Optimizer:
             new: list[storage.State] = []
             forms: list[storage.Format] = []
             if bound is not self._bound or rule != group._rule or names != known:
-                codings = [coding for each in rules for coding in _RULES[each][0].values()]
+                codings = [coding for each in set(rules) for coding in _RULES[each][0].values()]
                 storage.check(type(self).__name__, stored, codings, own)
                 forms = [storage.Format(stored, param) for param in own.values()]
                 before = [states[i] for i in group._arrays]

@@ -98,12 +98,21 @@ class Format:
         dtype = options["state_dtype"]
         is_small = dtype == "8bit" and param.size < _SMALLEST_8BIT
         self.state_dtype = None if is_small else dtype
-        self.computed = compute_dtype(param.dtype)
         self.has_master = options["master_weights"] and param.itemsize == 2
         self.is_rounded_at_random = (
             options["rounding"] == "stochastic" and param.itemsize == 2 and not self.has_master
         )
-        self.shape, self.blocks = param.shape, -(-param.size // codecs.BLOCK)
+        self._param = param
+
+    @property
+    def computed(self) -> np.dtype[Any]:
+        """What it is without a code."""
+        return compute_dtype(self._param.dtype)
+
+    @property
+    def blocks(self) -> int:
+        """The number of scales."""
+        return -(-self._param.size // codecs.BLOCK)
 
     def name(self, coding: str) -> str:
         """Return what a message calls it."""
@@ -113,7 +122,7 @@ class Format:
         """Return the shape and the dtype of the arrays that a state is, by name."""
         codes: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("u2"), "8bit": np.dtype("u1")}
         stored = codes.get(self.name(coding), self.computed)
-        entries: dict[str, Entry] = {name: (self.shape, stored)}
+        entries: dict[str, Entry] = {name: (self._param.shape, stored)}
         if self.name(coding) == "8bit":
             entries[name + _SCALE] = ((self.blocks,), np.dtype(np.float32))
         return entries
