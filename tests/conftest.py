@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -15,6 +16,14 @@ hypothesis.settings.load_profile("fastopt")
 
 # Without torch nothing of it can be imported, and with it all of it is run by a marker.
 collect_ignore_glob = [] if find_spec("expecttest") else ["test_torch_*.py"]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What runs on several ranks needs the plugin that `make test-mpi` names."""
+    if collection_path.name != "test_distributed.py":
+        return None
+    return not config.pluginmanager.has_plugin("mpi-pytest")
+
 
 _core.set_parallel_from_bytes(1 << 17)  # threads share work that is cheap to compare
 

@@ -436,3 +436,32 @@ def test_minibatches_names_bad_arguments(
     arguments = {"arrays": np.arange(10), "batch_size": 4, "rng": rng(0), **change}
     with pytest.raises(error, match=message):
         minibatches(arguments.pop("arrays"), arguments.pop("batch_size"), **arguments)
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.booleans())
+def test_ranks_share_an_epoch(n: int, batch_size: int, ranks: int, drop_last: bool) -> None:
+    x = np.arange(n)
+    drop_last = drop_last and n >= batch_size * ranks
+
+    def batches_of(rank: int) -> list[Any]:
+        return list(
+            minibatches(x, batch_size, rng=rng(0), drop_last=drop_last, shard=(rank, ranks))
+        )
+
+    by_rank = [batches_of(rank) for rank in range(ranks)]
+    whole = minibatches(x, batch_size * ranks, rng=rng(0), drop_last=drop_last)
+    for batch, *parts in zip(whole, *by_rank, strict=True):
+        np.testing.assert_array_equal(np.concatenate(parts), batch)
+
+
+@pytest.mark.parametrize(
+    ("shard", "error", "message"),
+    [
+        (2, TypeError, r"shard is 2, expected \(rank, size\)"),
+        ((2, 2), ValueError, r"shard\[0\] is 2, expected an integer from 0 to 1"),
+        ((0, 0), ValueError, r"shard\[1\] is 0, expected an integer >= 1"),
+    ],
+)
+def test_a_bad_shard_is_an_error(shard: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        minibatches(np.arange(4), 2, rng=rng(0), shard=shard)

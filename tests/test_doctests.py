@@ -17,7 +17,7 @@ MODULES = [
     *(
         m.name
         for m in pkgutil.walk_packages(fastopt.__path__, "fastopt.", onerror=lambda name: None)
-        if m.name != OPENMP and not m.name.startswith("fastopt.torch")
+        if m.name != OPENMP and not m.name.startswith(("fastopt.torch", "fastopt.distributed"))
     ),
 ]
 

@@ -48,6 +48,43 @@ py::dict rules() {
   return result;
 }
 
+void bind_optimizer(py::module_& m) {
+  py::class_<BoundOptimizer>(m, "BoundOptimizer")
+      .def(py::init<const std::string&, py::handle, bool>(), py::arg("caller"), py::arg("params"),
+           py::arg("grouped"))
+      .def_property_readonly("names", &BoundOptimizer::names)
+      .def_property_readonly("groups", &BoundOptimizer::groups)
+      .def_property_readonly("params", &BoundOptimizer::params)
+      .def_property_readonly("counts", &BoundOptimizer::counts)
+      .def_property_readonly("started", &BoundOptimizer::started)
+      .def_property_readonly("isa", &BoundOptimizer::isa)
+      .def_readwrite("steps", &BoundOptimizer::steps)
+      .def_readwrite("skipped_steps", &BoundOptimizer::skipped_steps)
+      .def("__enter__", &BoundOptimizer::lock)
+      .def("__exit__", [](BoundOptimizer& optimizer, const py::args&) { optimizer.unlock(); })
+      .def("bind", &BoundOptimizer::bind, py::arg("index"), py::arg("rule"), py::arg("state"),
+           py::arg("numbers") = py::dict(), py::arg("scales") = py::dict(),
+           py::arg("master") = py::none(), py::arg("at_random") = false)
+      .def("set_constants", &BoundOptimizer::set_constants, py::arg("group"), py::arg("rule"),
+           py::arg("values"), py::arg("between") = py::none(), py::arg("seed") = 0)
+      .def(
+          "step",
+          [](BoundOptimizer& optimizer, py::handle params, py::handle grads, py::handle fold,
+             py::handle loss_scale, py::handle max_norm, py::handle skip_nonfinite,
+             py::handle zero_grads, py::handle peers) {
+            const CurrentSettings settings;
+            return optimizer.step(
+                settings.get(), params, grads, fold,
+                optimizer.options(loss_scale, max_norm, skip_nonfinite, zero_grads), peers);
+          },
+          py::arg("params"), py::arg("grads"), py::arg("fold"), py::arg("loss_scale") = 1.0,
+          py::arg("max_norm") = py::none(), py::arg("skip_nonfinite") = false,
+          py::arg("zero_grads") = false, py::arg("peers") = py::none())
+      .def("look", &BoundOptimizer::look, py::arg("params"), py::arg("grads"),
+           py::arg("zero_grads"))
+      .def("set_first", &BoundOptimizer::set_first, py::arg("index"), py::arg("element"));
+}
+
 }  // namespace
 }  // namespace fastopt
 
@@ -79,38 +116,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.def("set_global_settings", [](const Settings& s) { CurrentSettings::global = s; });
   m.def("current_settings", [] { return CurrentSettings().get(); });
 
-  py::class_<BoundOptimizer>(m, "BoundOptimizer")
-      .def(py::init<const std::string&, py::handle, bool>(), py::arg("caller"), py::arg("params"),
-           py::arg("grouped"))
-      .def_property_readonly("names", &BoundOptimizer::names)
-      .def_property_readonly("groups", &BoundOptimizer::groups)
-      .def_property_readonly("params", &BoundOptimizer::params)
-      .def_property_readonly("counts", &BoundOptimizer::counts)
-      .def_property_readonly("started", &BoundOptimizer::started)
-      .def_property_readonly("isa", &BoundOptimizer::isa)
-      .def_readwrite("steps", &BoundOptimizer::steps)
-      .def_readwrite("skipped_steps", &BoundOptimizer::skipped_steps)
-      .def("__enter__", &BoundOptimizer::lock)
-      .def("__exit__", [](BoundOptimizer& optimizer, const py::args&) { optimizer.unlock(); })
-      .def("bind", &BoundOptimizer::bind, py::arg("index"), py::arg("rule"), py::arg("state"),
-           py::arg("numbers") = py::dict(), py::arg("scales") = py::dict(),
-           py::arg("master") = py::none(), py::arg("at_random") = false)
-      .def("set_constants", &BoundOptimizer::set_constants, py::arg("group"), py::arg("rule"),
-           py::arg("values"), py::arg("between") = py::none(), py::arg("seed") = 0)
-      .def(
-          "step",
-          [](BoundOptimizer& optimizer, py::handle params, py::handle grads, py::handle fold,
-             py::handle loss_scale, py::handle max_norm, py::handle skip_nonfinite,
-             py::handle zero_grads) {
-            const CurrentSettings settings;
-            return optimizer.step(
-                settings.get(), params, grads, fold,
-                optimizer.options(loss_scale, max_norm, skip_nonfinite, zero_grads));
-          },
-          py::arg("params"), py::arg("grads"), py::arg("fold"), py::arg("loss_scale") = 1.0,
-          py::arg("max_norm") = py::none(), py::arg("skip_nonfinite") = false,
-          py::arg("zero_grads") = false);
-
+  bind_optimizer(m);
   bind_losses(m);
   bind_norm(m);
   bind_tensor_optimizer(m);

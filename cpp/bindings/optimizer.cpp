@@ -119,20 +119,18 @@ BoundOptimizer::Options BoundOptimizer::options(py::handle loss_scale, py::handl
 
 std::optional<double> BoundOptimizer::step(const Settings& settings, py::handle params,
                                            py::handle grads, py::handle fold,
-                                           const Options& options) {
+                                           const Options& options, py::handle peers) {
   const auto& [loss_scale, max_norm, skip_nonfinite, zero_grads] = options;
   const std::scoped_lock held(*this);
   let_go();  // of what a step has left that a fork cut off
-  struct LetGo {
-    BoundOptimizer& optimizer;
-    ~LetGo() { optimizer.let_go(); }
-  } const let_go_at_end{*this};
+  const LetGo let_go_at_end{*this};
   // First all that runs Python of the user's: containers and schedules. Then the arrays are looked
   // at: usually no Python runs between that and the kernels, so nothing changes what was seen.
   collect(params, grads);
   choose_coefficients(fold);
   look_at_arrays(settings, zero_grads);
   if (!stepped_.empty() && parameters_[stepped_[0]].rule->prepares) make_stacks();
+  const Exchange exchange = meet(peers);
 
   std::optional<GradientNorm> measured;
   GradientScale scale;
@@ -143,7 +141,7 @@ std::optional<double> BoundOptimizer::step(const Settings& settings, py::handle 
     for (const ArrayStep& step : array_steps_) elements += step.size;
     std::optional<py::gil_scoped_release> release;
     if (elements >= release_gil_from_elements) release.emplace();
-    if (max_norm || skip_nonfinite) measured = measure(settings, array_steps_);
+    if (max_norm || skip_nonfinite) measured = measure(settings, array_steps_, exchange);
     scale = scale_of(settings, array_steps_, measured, loss_scale, max_norm);
     skip = skip_nonfinite && !scale.finite;
     if (!skip) {
@@ -152,7 +150,7 @@ std::optional<double> BoundOptimizer::step(const Settings& settings, py::handle 
         prepare(settings, array_steps_, scale);
         change_stacks();
       }
-      applied = apply(settings, array_steps_, scale, zero_grads);
+      applied = apply(settings, array_steps_, scale, zero_grads, exchange);
     } else if (zero_grads) {
       zero_gradients(settings, array_steps_);
     }
@@ -164,6 +162,19 @@ std::optional<double> BoundOptimizer::step(const Settings& settings, py::handle 
   }
   if (applied.is_step) count(skip);
   return measured ? std::optional(scale.norm) : std::nullopt;
+}
+
+// Waits for those who step the other parts of the arrays.
+Exchange BoundOptimizer::meet(py::handle peers) const {
+  if (peers.is_none()) return nullptr;
+  peers.attr("agree")();
+  check_again();
+  return [peers](const std::vector<double>& sums, int count) {
+    const py::gil_scoped_acquire gil;
+    const ArrayOf<double> own(py::ssize_t(sums.size()), sums.data());
+    const auto all = peers.attr("add")(own, count).cast<ArrayOf<double>>();
+    return std::vector<double>(all.data(), all.data() + all.size());
+  };
 }
 
 // Holds the arrays: whatever Python does to the containers, they stay until the end of the step.
@@ -256,13 +267,44 @@ const CoefficientSet& BoundOptimizer::new_set(py::handle fold, const Parameter& 
   return set;
 }
 
-// Checks what is not as it was at the last step, and fills the list of steps.
+// Checks what is not as it was at the last step.
+void BoundOptimizer::look_at(Parameter& parameter) {
+  if (parameter.other_array || !parameter.seen.is(parameter.array)) check_param(parameter);
+  if (parameter.grad && !parameter.seen_grad.is(parameter.grad)) check_grad(parameter);
+}
+
+void BoundOptimizer::check_memory(bool zero_grads) {
+  if (!written_known_ || !moved_grads_.empty()) {
+    check_overlap();
+    zeroed_.clear();
+  }
+  if (zero_grads) check_zeroed();
+  if (python_ran_) check_again();
+}
+
+std::vector<std::pair<py::object, py::object>> BoundOptimizer::look(py::handle params,
+                                                                    py::handle grads,
+                                                                    bool zero_grads) {
+  const std::scoped_lock held(*this);
+  let_go();
+  const LetGo let_go_at_end{*this};
+  collect(params, grads);
+  python_ran_ = false;
+  for (Parameter& parameter : parameters_) look_at(parameter);
+  check_memory(zero_grads);
+  std::vector<std::pair<py::object, py::object>> arrays;
+  for (const Parameter& parameter : parameters_) {
+    arrays.emplace_back(parameter.array, parameter.grad ? parameter.grad : py::none());
+  }
+  return arrays;
+}
+
+// Fills the list of steps.
 void BoundOptimizer::look_at_arrays(const Settings& settings, bool zero_grads) {
   python_ran_ = false;
   for (Parameter& parameter : parameters_) {
-    if (parameter.other_array || !parameter.seen.is(parameter.array)) check_param(parameter);
+    look_at(parameter);
     if (!parameter.grad) continue;
-    if (!parameter.seen_grad.is(parameter.grad)) check_grad(parameter);
     if (!parameter.layout_known) find_layout(parameter);
     ArrayStep& step = array_steps_.emplace_back(parameter.step);
     step.rule = &settings.table->rules[parameter.rule->row[size_t(compute_dtype(parameter.dtype))]];
@@ -276,12 +318,7 @@ void BoundOptimizer::look_at_arrays(const Settings& settings, bool zero_grads) {
     step.streams[grad_stream] = parameter.seen_grad.data();
     step.streams[param_stream] = parameter.seen.data();
   }
-  if (!written_known_ || !moved_grads_.empty()) {
-    check_overlap();
-    zeroed_.clear();
-  }
-  if (zero_grads) check_zeroed();
-  if (python_ran_) check_again();
+  check_memory(zero_grads);
 }
 
 // Memory for what the rules prepare.

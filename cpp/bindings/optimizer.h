@@ -43,6 +43,9 @@ class BoundOptimizer {
             const py::dict& numbers, const py::dict& scales, const std::optional<Array>& master,
             bool at_random);
 
+  // The array of this index is the part of a greater one that begins with this element.
+  void set_first(size_t index, index_t element) { parameters_.at(index).step.first = element; }
+
   // The coefficients of a group's rule that do not change from step to step. What a rule prepares,
   // `between(stack)` changes in place before the update: it gets that of arrays of one shape and
   // dtype as one array. All that is rounded at random depends on the seed.
@@ -61,9 +64,15 @@ class BoundOptimizer {
   // coefficients of the t-th step of a group's arrays whose state has or has not made a step, as a
   // dict. Where they have numbers, it also gets them, by name, and returns the next ones. Returns
   // the global norm of the gradients where it was needed. With `zero_grads` they are zero
-  // afterwards.
+  // afterwards. Where others step the other parts of the arrays, `peers.agree()` is called once all
+  // is checked, and `peers.add(sums, count)` returns the sums of all blocks, so many each.
   std::optional<double> step(const Settings& settings, py::handle params, py::handle grads,
-                             py::handle fold, const Options& options);
+                             py::handle fold, const Options& options,
+                             py::handle peers = py::none());
+
+  // Checks the arrays as a step does, and returns parameter and gradient of each.
+  std::vector<std::pair<py::object, py::object>> look(py::handle params, py::handle grads,
+                                                      bool zero_grads);
 
   std::int64_t steps = 0;
   std::int64_t skipped_steps = 0;
@@ -92,11 +101,18 @@ class BoundOptimizer {
   void choose_coefficients(py::handle fold);
   const CoefficientSet& new_set(py::handle fold, const Parameter& parameter, std::int64_t t,
                                 bool started);
+  void look_at(Parameter& parameter);
+  void check_memory(bool zero_grads);
+  Exchange meet(py::handle peers) const;
   void look_at_arrays(const Settings& settings, bool zero_grads);
   void make_stacks();
   void change_stacks() const;
   void count(bool skipped);
   void let_go();
+  struct LetGo {
+    BoundOptimizer& optimizer;
+    ~LetGo() { optimizer.let_go(); }
+  };
   void check_param(Parameter& parameter);
   void check_grad(Parameter& parameter);
   void find_layout(Parameter& parameter);

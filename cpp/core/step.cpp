@@ -79,6 +79,17 @@ class BlockSums {
     run(settings, step, factors, Pass::first, elements, kernel);
   }
 
+  // Of all arrays, where others have the rest of them.
+  void exchange(const Exchange& with_others, int count) {
+    if (!with_others) return;
+    sums_ = with_others(sums_, count);
+  }
+
+  // Adds the sums of all arrays, which have so many each, to these.
+  void total_of_all(int count, double* sums) const {
+    for (size_t i = 0; i < sums_.size(); ++i) sums[i % size_t(count)] += sums_[i];
+  }
+
   // Adds the sums of an array, in the order of its blocks, to these.
   void total(size_t array, double* sums) const {
     const auto [begin, count] = arrays_[array];
@@ -101,7 +112,7 @@ struct SquareSums {
 
 // Of the gradients times 2^exponent.
 SquareSums sum_gradients(const Settings& settings, const std::vector<ArrayStep>& steps,
-                         int exponent) {
+                         int exponent, const Exchange& exchange) {
   const BlockShares shares(steps, true);
   BlockSums blocks;
   for (const ArrayStep& step : steps) blocks.add_array(step.size, 2);
@@ -114,10 +125,10 @@ SquareSums sum_gradients(const Settings& settings, const std::vector<ArrayStep>&
       blocks.add(settings, i, gradient, reduce, &scale, nullptr, {begin, end});
     });
   });
+  blocks.exchange(exchange, 2);
   double sums[2] = {};
-  parallel_for(settings, 0, [&](int, int) {  // for its floating-point environment
-    for (size_t i = 0; i < steps.size(); ++i) blocks.total(i, sums);
-  });
+  // For its floating-point environment.
+  parallel_for(settings, 0, [&](int, int) { blocks.total_of_all(2, sums); });
   return {sums[0], sums[1]};
 }
 
@@ -166,7 +177,7 @@ struct Combined {
 // of all arrays.
 Combined reduce_and_combine(const Settings& settings, const std::vector<ArrayStep>& steps,
                             const BlockShares& shares, const Factors& of_rows,
-                            const double* factors) {
+                            const double* factors, const Exchange& exchange) {
   const auto adds_up = [](const ArrayStep& step) { return step.rule->reduce != nullptr; };
   if (std::none_of(steps.begin(), steps.end(), adds_up)) return {};
   BlockSums blocks;
@@ -181,13 +192,13 @@ Combined reduce_and_combine(const Settings& settings, const std::vector<ArraySte
       blocks.add(settings, i, step, step.rule->reduce, step.coefficients, factors, {begin, end});
     });
   });
+  const Rule& first = *steps[0].rule;
+  if (first.over_all) blocks.exchange(exchange, first.sum_count);
   Settings exact = settings;
   exact.flush_denormals = false;
   parallel_for(exact, 0, [&](int, int) {
     double over_all[most_sums] = {};
-    for (size_t i = 0; i < steps.size(); ++i) {
-      if (steps[i].rule->over_all) blocks.total(i, over_all);
-    }
+    if (first.over_all) blocks.total_of_all(first.sum_count, over_all);
     for (size_t i = 0; i < steps.size(); ++i) {
       const Rule& rule = *steps[i].rule;
       if (!adds_up(steps[i])) continue;
@@ -212,13 +223,14 @@ std::uint64_t mixed(std::uint64_t key, std::uint64_t part) {
   return key ^ key >> 31;
 }
 
-GradientNorm measure(const Settings& settings, const std::vector<ArrayStep>& steps) {
+GradientNorm measure(const Settings& settings, const std::vector<ArrayStep>& steps,
+                     const Exchange& exchange) {
   int exponent = 0;
-  SquareSums sums = sum_gradients(settings, steps, exponent);
+  SquareSums sums = sum_gradients(settings, steps, exponent, exchange);
   // Squares of float64 overflow from 1e154 on, and below 1e-154 they lose digits.
   if (sums.nonfinite == 0.0 && !(sums.square >= 0x1p-900 && std::isfinite(sums.square))) {
     exponent = sums.square < 1 ? 600 : -600;
-    sums = sum_gradients(settings, steps, exponent);
+    sums = sum_gradients(settings, steps, exponent, exchange);
   }
   GradientNorm norm{{0, 0}, sums.nonfinite == 0.0};
   parallel_for(settings, 0, [&](int, int) { norm.norm = wide(std::sqrt(sums.square)); });
@@ -281,12 +293,12 @@ void prepare(const Settings& settings, const std::vector<ArrayStep>& steps,
 }
 
 Applied apply(const Settings& settings, const std::vector<ArrayStep>& given,
-              const GradientScale& scale, bool zero_grads) {
+              const GradientScale& scale, bool zero_grads, const Exchange& exchange) {
   const double* const factors = scale.is_beyond ? scale.beyond : nullptr;
   const Factors of_rows(given);
   const std::vector<ArrayStep>& steps = of_rows.empty() ? given : of_rows.steps();
   const BlockShares shares(steps, false);
-  const Combined combined = reduce_and_combine(settings, steps, shares, of_rows, factors);
+  const Combined combined = reduce_and_combine(settings, steps, shares, of_rows, factors, exchange);
   Applied result{combined.is_step};
   if (!combined.of.empty()) {
     std::copy_n(combined.of[0].value, most_coefficients, result.combined);

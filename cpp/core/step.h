@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -31,6 +32,7 @@ struct ArrayStep {
   const Layout* layout;        // nullptr: dense, in one common order
   const Storage* storage;      // nullptr: all are of the rule's dtype
   index_t size;
+  index_t first;      // the number of its first element, where it is a part of an array
   std::uint64_t key;  // of all that is rounded at random
   bool is_first;      // a master begins as its parameter
   int stream_count;
@@ -54,7 +56,12 @@ struct GradientNorm {
   bool finite;  // every element is
 };
 
-GradientNorm measure(const Settings& settings, const std::vector<ArrayStep>& steps);
+// Returns the sums of all blocks of whole arrays for those of the parts that are stepped here.
+// So many each.
+using Exchange = std::function<std::vector<double>(const std::vector<double>&, int)>;
+
+GradientNorm measure(const Settings& settings, const std::vector<ArrayStep>& steps,
+                     const Exchange& exchange = nullptr);
 
 // What gradients are multiplied by: a factor for the rules' coefficients, or where that is beyond
 // the numbers of a dtype, which its products need not be, two for the gradients themselves.
@@ -82,7 +89,7 @@ struct Applied {
 
 // With `zero_grads` the gradients are zero afterwards.
 Applied apply(const Settings& settings, const std::vector<ArrayStep>& steps,
-              const GradientScale& scale, bool zero_grads);
+              const GradientScale& scale, bool zero_grads, const Exchange& exchange = nullptr);
 
 void zero_gradients(const Settings& settings, const std::vector<ArrayStep>& steps);
 

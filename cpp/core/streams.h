@@ -157,7 +157,7 @@ class Tiles {
       void* const to = is_direct ? at(step_.streams[s], begin, item_size(dtype(s)))
                                  : static_cast<void*>(rounded);
       if (step_.storage->at_random[s]) {
-        codec.store_at_random(tile, begin, n, keys_[s], to);
+        codec.store_at_random(tile, step_.first + begin, n, keys_[s], to);
       } else {
         codec.store(tile, n, to, scales(s, begin));
       }

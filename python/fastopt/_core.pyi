@@ -101,7 +101,12 @@ class BoundOptimizer:
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         zero_grads: bool = False,
+        peers: Any = ...,
     ) -> float | None: ...
+    def look(
+        self, params: Any, grads: Any, zero_grads: bool
+    ) -> list[tuple[NDArray[Any], NDArray[Any] | None]]: ...
+    def set_first(self, index: int, element: int) -> None: ...
 
 Float = NDArray[Any]
 MaybeFloat = NDArray[Any] | None

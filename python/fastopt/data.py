@@ -209,7 +209,12 @@ class minibatches(Generic[Arrays]):
     rng : numpy.random.Generator
         Draws each epoch's order.
     drop_last : bool
-        Leave out a last batch that is smaller than batch_size.
+        Leave out a last batch that is smaller than batch_size, on any rank.
+    shard : tuple of (rank, size), optional
+        The batches of one of `size` ranks, all of which have the same data and a generator of the
+        same seed: in an epoch every sample is in a batch of one rank, and all ranks have as many
+        batches. The last one may be smaller, or empty; ``weight=`` of
+        `fastopt.distributed.DistributedOptimizer.step` says so.
 
     Yields
     ------
@@ -238,6 +243,14 @@ class minibatches(Generic[Arrays]):
     ...     print([y_batch.tolist() for x_batch, y_batch in batches])
     [[4, 6, 2, 7], [3, 5, 9, 0], [8, 1]]
     [[2, 9, 3, 6], [0, 4, 8, 7], [5, 1]]
+
+    The same on two ranks, two samples each:
+
+    >>> for rank in range(2):
+    ...     rng = np.random.default_rng(0)
+    ...     print([batch.tolist() for batch in minibatches(y, 2, rng=rng, shard=(rank, 2))])
+    [[4, 6], [3, 5], [8, 1]]
+    [[2, 7], [9, 0], []]
     """
 
     def __init__(
@@ -247,6 +260,7 @@ class minibatches(Generic[Arrays]):
         *,
         rng: np.random.Generator,
         drop_last: bool = False,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self._columns = list(_by_name(arrays).values())
         self._arrays = rebuild(arrays, self._columns)
@@ -254,19 +268,25 @@ class minibatches(Generic[Arrays]):
         self._batch_size = _checks.integer("minibatches: batch_size", batch_size, 1)
         self._rng = _checks.generator("minibatches: rng", rng)
         self._drop_last = _checks.switch("minibatches: drop_last", drop_last)
+        if not isinstance(shard, tuple) or len(shard) != 2:
+            raise TypeError(f"minibatches: shard is {_checks.shown(shard)}, expected (rank, size)")
+        self._ranks = _checks.integer("minibatches: shard[1]", shard[1], 1)
+        self._rank = _checks.integer("minibatches: shard[0]", shard[0], 0, self._ranks - 1)
         if len(self) == 0:
+            of_ranks = f" on {self._ranks} ranks" if self._ranks > 1 else ""
             raise ValueError(
-                f"minibatches: drop_last=True leaves no batch: batch_size={batch_size}, "
+                f"minibatches: drop_last=True leaves no batch: batch_size={batch_size}{of_ranks}, "
                 f"{self._samples} samples"
             )
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        whole, rest = divmod(self._samples, self._batch_size)
+        whole, rest = divmod(self._samples, self._batch_size * self._ranks)
         return whole + (rest > 0 and not self._drop_last)
 
     def __iter__(self) -> Iterator[Arrays]:
         order = self._rng.permutation(self._samples)
         for i in range(len(self)):
-            samples = order[i * self._batch_size : (i + 1) * self._batch_size]
+            begin = (i * self._ranks + self._rank) * self._batch_size
+            samples = order[begin : begin + self._batch_size]
             yield rebuild(self._arrays, (column[samples] for column in self._columns))

@@ -101,6 +101,7 @@ class Optimizer:
     _numbers: dict[str, NDArray[np.float64]]
     _states: list[dict[str, NDArray[Any]]]  # of every array, by name
     _state: Mapping[str, Mapping[str, NDArray[Any]]]
+    _sizes: Mapping[int, int] = MappingProxyType({})  # of the arrays that bound ones are parts of
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -540,7 +541,7 @@ class Optimizer:
         """What a state_dict must have for an array; what is to be converted is so afterwards."""
         assert self._bound is not None
         param, prefix = self._bound.params[index], f"state.{self._bound.names[index]}."
-        form = storage.Format(storage.of(options), param)
+        form = storage.Format(storage.of(options), param, self._sizes.get(index))
         codings = {name: _CODINGS[name] for name in names if name in _CODINGS}
         order = storage.order_of(storage.model_of(self._states[index], param))
         if convert:
@@ -777,7 +778,9 @@ class Optimizer:
             if bound is not self._bound or rule != group._rule or names != known:
                 codings = [coding for each in set(rules) for coding in _RULES[each][0].values()]
                 storage.check(type(self).__name__, stored, codings, own)
-                forms = [storage.Format(stored, param) for param in own.values()]
+                forms = [
+                    storage.Format(stored, params[i], self._sizes.get(i)) for i in group._arrays
+                ]
                 before = [states[i] for i in group._arrays]
                 new = self._new_states(names, options, forms, list(own.values()), before)
             constants = _constants(rule, options), self._between(options), stored["seed"]

@@ -92,11 +92,17 @@ def bfloat16() -> np.dtype[Any]:
 
 
 class Format:
-    """What the states of one parameter are stored as; `options` are those of storage."""
+    """
+    What the states of one parameter are stored as; `options` are those of storage.
 
-    def __init__(self, options: Mapping[str, Any], param: NDArray[Any]) -> None:
+    `size` is that of the whole array, where the parameter is a part of one.
+    """
+
+    def __init__(
+        self, options: Mapping[str, Any], param: NDArray[Any], size: int | None = None
+    ) -> None:
         dtype = options["state_dtype"]
-        is_small = dtype == "8bit" and param.size < _SMALLEST_8BIT
+        is_small = dtype == "8bit" and (param.size if size is None else size) < _SMALLEST_8BIT
         self.state_dtype = None if is_small else dtype
         self.has_master = options["master_weights"] and param.itemsize == 2
         self.is_rounded_at_random = (
@@ -196,6 +202,11 @@ def new_master(param: NDArray[Any], number: int) -> NDArray[np.float32]:
 def scales_of(state: State) -> dict[str, NDArray[np.float32]]:
     """Return the scales by the names of the states."""
     return {name: state[name + _SCALE] for name in state if name + _SCALE in state}
+
+
+def is_scale(name: str) -> bool:
+    """Return whether the array of this name is the scales of a state."""
+    return name.endswith(_SCALE)
 
 
 def part_of(state: State, name: str) -> State:

@@ -1,0 +1,607 @@
+"""The optimizers over MPI: gradients averaged, states and step divided among the ranks."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+from fastopt import _config, _core, _state
+from fastopt._checks import integer, number, shown, switch
+from fastopt._tree import Array, compute_dtype, rebuild
+from fastopt.codecs import BLOCK as SCALE_BLOCK
+from fastopt.distributed._shards import BLOCK, Exchange, cut, piece_of
+from fastopt.distributed._together import agree, check_same, communicator, together
+from fastopt.optimizers import storage
+from fastopt.optimizers.base import _RULES, ArrayTree, GradientTree, Optimizer
+from fastopt.optimizers.groups import ParamGroup
+from fastopt.optimizers.options import Schedule
+
+__all__ = ["DistributedOptimizer"]
+
+
+class DistributedOptimizer:
+    """
+    An optimizer of parameters that all ranks of a communicator have: data-parallel training.
+
+    Every rank calls it with the gradients of its part of the batch; the step is that of their
+    mean, and leaves the same parameters on all. One rank has the bits of the plain optimizer.
+
+    Parameters
+    ----------
+    cls : type
+        The optimizer: ``fastopt.AdamW``.
+    params : array or tree of arrays, or list of groups
+        As for ``cls``, and the same on all ranks: see `broadcast`.
+    comm : mpi4py.MPI.Intracomm, optional
+        By default ``MPI.COMM_WORLD``.
+    shard : bool, default True
+        Each rank has a part of the states, and steps that (ZeRO-1). False: all have all.
+    reproducible : bool, default False
+        Gradients are added in the order of the ranks: the bits are the same for every MPI and
+        every `bucket_bytes`, sharded or not.
+    bucket_bytes : int, default 2**25
+        Gradients and parameters go over the wire in pieces of about so many.
+    check_every : int, default 0
+        After so many steps, again and again, a checksum tells whether all ranks have the same
+        parameters. 0: never.
+    **options
+        The hyper-parameters of ``cls``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On all ranks, if an argument does not fit on one, or is not the same on all.
+
+    Notes
+    -----
+    Rules whose elements do not know of each other are cut at multiples of 1024 elements of each
+    array in C order; others (with sums over an array, rows and columns, or matrices) have whole
+    arrays, balanced by size, as have arrays that are not in C order. What is rounded at random, and
+    8-bit states, are those of the plain optimizer.
+
+    Every method that steps, saves or loads is called by all ranks. An error on one is an error of
+    the same type on all, with its rank in the message, and nothing is changed.
+
+    The ranks of a machine divide its processors, unless a number of threads was chosen.
+
+    References
+    ----------
+    Rajbhandari, Rasley, Ruwase, He, ZeRO: memory optimizations toward training trillion parameter
+    models, 2020.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> from fastopt.distributed import DistributedOptimizer
+    >>> params = {"W": np.ones(2)}
+    >>> opt = DistributedOptimizer(fastopt.SGD, params, lr=0.5)
+    >>> opt.step({"W": np.ones(2)})
+    >>> params["W"]
+    array([0.5, 0.5])
+    """
+
+    def __init__(
+        self,
+        cls: type[Optimizer],
+        params: ArrayTree,
+        comm: MPI.Intracomm | None = None,
+        *,
+        shard: bool = True,
+        reproducible: bool = False,
+        bucket_bytes: int = 2**25,
+        check_every: int = 0,
+        **options: Any,
+    ) -> None:
+        caller = "DistributedOptimizer"
+        self._comm = communicator(f"{caller}: comm", comm)
+        with together(self._comm):
+            if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+                raise TypeError(f"{caller}: cls is {shown(cls)}, expected a class of optimizers")
+            self._name = cls.__name__
+            self._is_sharded = switch(f"{caller}: shard", shard) and self._comm.size > 1
+            self._reproducible = switch(f"{caller}: reproducible", reproducible)
+            self._bucket_bytes = integer(f"{caller}: bucket_bytes", bucket_bytes, 1)
+            self._check_every = integer(f"{caller}: check_every", check_every, 0)
+            self._optimizer = cls(None, **options)
+            self._grouped = Optimizer._is_grouped(params)
+            groups: Any = params
+            self._params: Any = [g["params"] for g in groups] if self._grouped else params
+            self._model = _core.BoundOptimizer(self._name, self._params, self._grouped)
+            arrays = self._model.params
+            self._divisible = [True] * len(arrays)
+            if self._is_sharded:
+                self._divisible = self._find_divisible(params)
+            sizes = [array.size for array in arrays]
+            self._pieces = cut(sizes, self._divisible, self._comm.size)
+            self._own = self._pieces[self._comm.rank]
+            self._bind(params)
+        self._check_same_everywhere()
+        self._exchanges = [
+            Exchange(
+                self._comm,
+                [i for i, array in enumerate(arrays) if array.dtype == dtype],
+                self._pieces,
+                dtype,
+                self._bucket_bytes,
+                self._reproducible,
+            )
+            for dtype in dict.fromkeys(array.dtype for array in arrays)
+        ]
+        self._threads = _share_of_threads(self._comm)
+
+    def _find_divisible(self, params: Any) -> list[bool]:
+        """Whether the elements of each array can be stepped apart."""
+        optimizer = self._optimizer
+        optimizer._check_params(self._model)
+        groups = params if self._grouped else [{}]
+        all_options = [optimizer._options_of(group) for group in groups]
+        return [
+            array.flags.c_contiguous
+            and (array.ndim == 0 or not self._is_one(all_options[group], array))
+            for array, group in zip(self._model.params, self._model.groups, strict=True)
+        ]
+
+    def _is_one(self, options: Mapping[str, Any], array: Array) -> bool:
+        rule = self._optimizer._rule_for(options, array)
+        states, _, adds_up = _RULES[rule]
+        shapes = {self._optimizer._declared(name).shape for name in states}
+        return adds_up or bool(shapes - {"like"}) or self._optimizer._between(options) is not None
+
+    def _bind(self, params: Any) -> None:
+        """Binds the optimizer of this rank: to its pieces, or where it has all, to the arrays."""
+        optimizer = self._optimizer
+        if not self._is_sharded:
+            optimizer._bind(params)
+            return
+        optimizer._sizes = dict(enumerate(array.size for array in self._model.params))
+        tree = self._tree_of(self._pieces_of(self._model.params))
+        if self._grouped:
+            tree = [{**group, "params": t} for group, t in zip(params, tree, strict=True)]
+        optimizer._bind(tree)
+        assert optimizer._bound is not None
+        for i, (begin, _) in enumerate(self._own):
+            optimizer._bound.set_first(i, begin)
+
+    def _pieces_of(self, arrays: Sequence[Array]) -> list[Array]:
+        return list(map(piece_of, arrays, self._own, self._divisible))
+
+    def _tree_of(self, arrays: Sequence[Array | None]) -> Any:
+        pieces: Any = iter(arrays)
+        if self._grouped:
+            return [rebuild(tree, pieces) for tree in self._params]
+        return rebuild(self._params, pieces)
+
+    def _check_same_everywhere(self) -> None:
+        about: dict[str, Any] = {
+            "cls": self._name,
+            "shard": self._is_sharded,
+            "reproducible": self._reproducible,
+            "bucket_bytes": self._bucket_bytes,
+            "check_every": self._check_every,
+            "the names of params": self._model.names,
+            **self._options(),
+        }
+        for name, array in zip(self._model.names, self._model.params, strict=True):
+            layout = "in C order" if array.flags.c_contiguous else "not in C order"
+            about[f"params[{name!r}]"] = (str(array.dtype), array.shape, layout)
+        check_same(self._comm, "DistributedOptimizer", about)
+
+    def _options(self) -> dict[str, Any]:
+        """The hyper-parameters of all groups, by name; a schedule may have no repr of its own."""
+        return {
+            f"param_groups[{i}][{name!r}]": value
+            for i, group in enumerate(self._optimizer._groups)
+            for name, value in group._options.items()
+            if not callable(value)
+        }
+
+    def step(
+        self,
+        grads: GradientTree,
+        *,
+        loss_scale: float = 1.0,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        zero_grads: bool = False,
+        weight: float | None = None,
+    ) -> float | None:
+        """
+        Make the step of the mean of all ranks' gradients, on all ranks or on none.
+
+        Parameters
+        ----------
+        grads : array or tree of arrays
+            This rank's, as for `fastopt.Optimizer.step`; ``None`` for an array is so on all ranks.
+        loss_scale, max_norm, skip_nonfinite, zero_grads
+            As for `fastopt.Optimizer.step`, of the mean; the same on all ranks.
+        weight : float, optional
+            How much this rank's gradients weigh in the mean: the number of its examples, where
+            these differ. With 0 they are not read. By default all weigh the same.
+
+        Returns
+        -------
+        float or None
+            The global norm of the mean, as `fastopt.Optimizer.step`.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            On all ranks, if an array does not fit on one, the arguments are not the same on all,
+            or ``check_every`` finds that parameters are not.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> from fastopt.distributed import DistributedOptimizer
+        >>> w = np.array([1.0, 2.0])
+        >>> opt = DistributedOptimizer(fastopt.SGD, w, lr=0.1)
+        >>> opt.step(np.array([3.0, 4.0]), max_norm=1.0)
+        5.0
+        """
+        if self._comm.size == 1:
+            if weight is not None:
+                number(f"{self._name}.step: weight", weight, 0.0, above=True)
+            return self._optimizer.step(
+                grads,
+                loss_scale=loss_scale,
+                max_norm=max_norm,
+                skip_nonfinite=skip_nonfinite,
+                zero_grads=zero_grads,
+            )
+        said = {
+            "loss_scale": loss_scale,
+            "max_norm": max_norm,
+            "skip_nonfinite": skip_nonfinite,
+            "zero_grads": zero_grads,
+        }
+        arrays, own, scale = self._look(grads, said, weight)
+        with np.errstate(all="ignore"):
+            sums = self._sum_up(arrays, own, 1.0 if weight is None else float(weight))
+        steps = self._optimizer.steps
+        norm = self._step(arrays, sums, scale, max_norm, skip_nonfinite)
+        if zero_grads:
+            for grad in own:
+                if grad is not None:
+                    grad[...] = 0
+        if self._optimizer.steps > steps:
+            self._share(arrays)
+            if self._check_every and self._optimizer.steps % self._check_every == 0:
+                self._check_copies(arrays)
+        return norm
+
+    def _look(
+        self, grads: Any, said: dict[str, Any], weight: Any
+    ) -> tuple[list[Array], list[Array | None], float]:
+        """Checks all that all ranks need; returns arrays, gradients, and what divides their sum."""
+        caller, comm = f"{self._name}.step", self._comm
+        error, about, looked, digest, own_weight = None, {}, [], 0, 1.0
+        try:
+            if weight is not None:
+                own_weight = number(f"{caller}: weight", weight, 0.0)
+            number(f"{caller}: loss_scale", said["loss_scale"], 0.0, above=True)
+            switch(f"{caller}: zero_grads", said["zero_grads"])
+            looked = self._model.look(self._params, grads, said["zero_grads"])
+            self._check_pieces(looked)
+            about = {**said, "weight": "given" if weight is not None else None, **self._options()}
+            for name, (_, grad) in zip(self._model.names, looked, strict=True):
+                about[f"grads[{name!r}]"] = None if grad is None else "an array"
+            digest = zlib.crc32(repr(about).encode())
+        except Exception as caught:
+            error = caught
+        records = np.empty((comm.size, 3))
+        comm.Allgather(np.array([error is not None, digest, own_weight], np.float64), records)
+        if records[:, 0].any():
+            agree(comm, error)
+        if (records[:, 1] != digest).any():
+            check_same(comm, caller, about)
+        total = sum(records[:, 2].tolist())  # in the order of the ranks
+        if total == 0:
+            raise ValueError(f"{caller}: weight is 0 on all ranks")
+        arrays, own = [array for array, _ in looked], [grad for _, grad in looked]
+        return arrays, own, float(said["loss_scale"]) * total
+
+    def _check_pieces(self, looked: Sequence[tuple[Array, Array | None]]) -> None:
+        """A rule that hyper-parameters have made one of whole arrays, or an array, may not fit."""
+        if not self._is_sharded:
+            return
+        groups = self._optimizer._groups
+        for i, (array, _) in enumerate(looked):
+            where = f"{self._name}.step: params[{self._model.names[i]!r}]"
+            if not self._divisible[i]:
+                continue
+            if not array.flags.c_contiguous:
+                raise ValueError(f"{where} is not in C order, as that was bound with")
+            if array.ndim and self._is_one(groups[self._model.groups[i]]._options, array):
+                raise ValueError(
+                    f"{where} is cut among the ranks, and its hyper-parameters are now of a rule "
+                    "for whole arrays: give them to DistributedOptimizer"
+                )
+
+    def _sum_up(
+        self, arrays: Sequence[Array], grads: Sequence[Array | None], weight: float
+    ) -> list[Array | None]:
+        """The sums of all ranks' gradients: of the pieces that are stepped here."""
+        found: dict[int, Array] = {}
+        for exchange in self._exchanges:
+            found |= exchange.sum_up(grads, weight)
+        if self._is_sharded:
+            pieces = self._pieces_of(arrays)
+            return [
+                None
+                if grad is None
+                else found.get(i, np.empty(0, compute_dtype(piece.dtype))).reshape(piece.shape)
+                for i, (grad, piece) in enumerate(zip(grads, pieces, strict=True))
+            ]
+        sums = [np.zeros(array.shape, compute_dtype(array.dtype)) for array in arrays]
+        for i, part in found.items():
+            begin, end = self._own[i]
+            sums[i].reshape(-1)[begin:end] = part
+        for exchange in self._exchanges:
+            exchange.share(sums)
+        return [None if grad is None else x for grad, x in zip(grads, sums, strict=True)]
+
+    def _step(
+        self,
+        arrays: Sequence[Array],
+        sums: Sequence[Array | None],
+        scale: float,
+        max_norm: float | None,
+        skip_nonfinite: bool,
+    ) -> float | None:
+        optimizer, bound = self._optimizer, self._optimizer._bound
+        assert bound is not None
+        params: Any = self._params
+        if self._is_sharded:
+            params = optimizer._params = self._tree_of(self._pieces_of(arrays))
+        peers = _Peers(self._comm, self._blocks(sums) if self._is_sharded else None)
+        error, norm = None, None
+        chosen = _config.threads_are_chosen()
+        threads = nullcontext() if chosen else _config.config_context(num_threads=self._threads)
+        try:
+            with threads:
+                norm = bound.step(
+                    params,
+                    self._tree_of(sums),
+                    optimizer._fold,
+                    scale,
+                    max_norm,
+                    skip_nonfinite,
+                    False,
+                    peers,
+                )
+        except Exception as caught:
+            if peers.met and not peers.agreed:
+                raise
+            error = caught
+        agree(self._comm, error)
+        return norm
+
+    def _blocks(self, sums: Sequence[Array | None]) -> tuple[int, list[slice]]:
+        """How many blocks all arrays with a gradient have, and which of them are summed here."""
+        count, own = 0, []
+        sizes = self._optimizer._sizes
+        for i, (begin, end) in enumerate(self._own):
+            if sums[i] is not None:
+                own.append(slice(count + begin // BLOCK, count + -(-end // BLOCK)))
+                count += -(-sizes[i] // BLOCK)
+        return count, own
+
+    def _share(self, arrays: Sequence[Array]) -> None:
+        if self._is_sharded:
+            for exchange in self._exchanges:
+                exchange.share(arrays)
+
+    def _check_copies(self, arrays: Sequence[Array]) -> None:
+        sums = [zlib.crc32(array.tobytes()) for array in arrays]
+        all_sums = np.empty((self._comm.size, len(sums)), np.int64)
+        self._comm.Allgather(np.array(sums, np.int64), all_sums)
+        for name, column in zip(self._model.names, all_sums.T, strict=True):
+            other = np.flatnonzero(column != column[0])
+            if other.size:
+                raise RuntimeError(
+                    f"{self._name}.step: params[{name!r}] is not the same on rank 0 and on rank "
+                    f"{other[0]} after {self.steps} steps: broadcast it before training, and "
+                    "change it on all ranks"
+                )
+
+    @property
+    def steps(self) -> int:
+        """The number of completed steps."""
+        return self._optimizer.steps
+
+    @property
+    def skipped_steps(self) -> int:
+        """The number of steps that ``skip_nonfinite`` left out."""
+        return self._optimizer.skipped_steps
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """The hyper-parameters of groups that do not have their own, as they were given."""
+        return self._optimizer.defaults
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step; setting it, on all ranks, sets all groups."""
+        return self._optimizer.lr
+
+    @lr.setter
+    def lr(self, value: float | Schedule) -> None:
+        self._optimizer.lr = value
+
+    @property
+    def param_groups(self) -> tuple[ParamGroup, ...]:
+        """The groups: what is set on one rank is set on all. ``params`` are this rank's pieces."""
+        return self._optimizer.param_groups
+
+    @property
+    def state(self) -> Mapping[str, Mapping[str, NDArray[Any]]]:
+        """The live states of this rank's pieces, without axes where an array is cut."""
+        return self._optimizer.state
+
+    def train(self) -> None:
+        """Put y into the parameters on all ranks: of schedule-free optimizers, and as theirs."""
+        self._move("train")
+
+    def eval(self) -> None:
+        """Put the average into the parameters on all ranks: of schedule-free optimizers."""
+        self._move("eval")
+
+    def _move(self, mode: str) -> None:
+        with together(self._comm):
+            getattr(self._optimizer, mode)()
+        self._share(self._model.params)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """
+        Return the ``state_dict`` of the plain optimizer, whole, on all ranks: all must call it.
+
+        Returns
+        -------
+        dict of str to array
+            As `fastopt.Optimizer.state_dict`. A run on any number of ranks, or one without, goes
+            on from it.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> from fastopt.distributed import DistributedOptimizer
+        >>> opt = DistributedOptimizer(fastopt.Adam, {"W": np.ones(2)})
+        >>> saved = opt.state_dict()
+        >>> fastopt.Adam({"W": np.ones(2)}).load_state_dict(saved)
+        """
+        own = self._optimizer.state_dict()
+        if not self._is_sharded:
+            return own
+        index_of = {
+            f"state.{name}.{state}": i
+            for i, name in enumerate(self._model.names)
+            for state in storage.saved(self._optimizer._states[i])
+        }
+        known = self._comm.allgather((list(own), index_of))
+        indices = {key: i for _, of_rank in known for key, i in of_rank.items()}
+        arrays = {}
+        for key in dict.fromkeys(key for keys, _ in known for key in keys):
+            i, state = indices.get(key), key.rpartition(".")[2]
+            if i is None or self._optimizer._declared(state).number:
+                arrays[key] = own[key]
+            else:
+                arrays[key] = self._whole(own.get(key), i, state)
+        return arrays
+
+    def _whole(self, own: NDArray[Any] | None, i: int, state: str) -> NDArray[Any]:
+        """The state of an array from those of its pieces; one that is not there yet is zero."""
+        parts = self._comm.allgather(own)
+        if not self._divisible[i]:
+            owners = [rank for rank, pieces in enumerate(self._pieces) if pieces[i] != (0, 0)]
+            of_owner: NDArray[Any] = parts[owners[0] if owners else 0]
+            return of_owner
+        dtype = next(part.dtype for part in parts if part is not None)
+        pieces = [
+            np.zeros(own[i][1] - own[i][0], dtype) if part is None else part
+            for own, part in zip(self._pieces, parts, strict=True)
+        ]
+        whole = np.concatenate(pieces)
+        return whole if storage.is_scale(state) else whole.reshape(self._model.params[i].shape)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """
+        Take over the state of a plain optimizer, or of one on any number of ranks.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array or number
+            What `state_dict` returned, whole, on all ranks.
+
+        Raises
+        ------
+        TypeError, ValueError
+            On all ranks, as `fastopt.Optimizer.load_state_dict`. Nothing is changed then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> from fastopt.distributed import DistributedOptimizer
+        >>> saved = fastopt.SGD(np.ones(3), momentum=0.9).state_dict()
+        >>> opt = DistributedOptimizer(fastopt.SGD, np.ones(3))
+        >>> opt.load_state_dict(saved)
+        >>> opt.param_groups[0]["momentum"]
+        0.9
+        """
+        before = self._optimizer.state_dict()
+        try:
+            with together(self._comm):
+                given = self._part(state_dict) if self._is_sharded else state_dict
+                self._optimizer.load_state_dict(given)
+        except Exception:
+            self._optimizer.load_state_dict(before)
+            raise
+
+    def _part(self, state_dict: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """What a state_dict has of this rank's pieces."""
+        caller = f"{self._name}.load_state_dict"
+        given = _state.read(caller, state_dict, [])
+        index_of = {f"state.{name}": i for i, name in enumerate(self._model.names)}
+        for key, value in list(given.items()):
+            prefix, _, state = key.rpartition(".")
+            i = index_of.get(prefix)
+            if i is None or state == "step" or self._optimizer._declared(state).number:
+                continue
+            (begin, end), param = self._own[i], self._model.params[i]
+            if state == storage.ORDER:
+                if self._divisible[i]:
+                    raise TypeError(f"{caller}: {prefix} lies in another order of memory than here")
+                if begin == end:
+                    del given[key]
+            elif self._divisible[i]:
+                unit = SCALE_BLOCK if storage.is_scale(state) else 1
+                shape = (-(-param.size // unit),) if unit > 1 else param.shape
+                if value.shape != shape:
+                    raise ValueError(f"{caller}: {key} has shape {value.shape}, expected {shape}")
+                given[key] = value.reshape(-1)[begin // unit : -(-end // unit)]
+            elif begin == end:
+                given[key] = value[:0]
+        return given
+
+
+class _Peers:
+    """What a step asks of the other ranks."""
+
+    def __init__(self, comm: MPI.Intracomm, blocks: tuple[int, list[slice]] | None) -> None:
+        self._comm, self._blocks = comm, blocks
+        self.met = self.agreed = False
+
+    def agree(self) -> None:
+        """Return where all ranks are ready to step; else raise."""
+        self.met = True
+        agree(self._comm)
+        self.agreed = True
+
+    def add(self, sums: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+        """Return the sums of all blocks for those of the pieces: so many numbers a block."""
+        if self._blocks is None:
+            return sums
+        blocks, own = self._blocks
+        everyone = np.zeros((blocks, count))
+        at = 0
+        for place in own:
+            n = place.stop - place.start
+            everyone[place] = sums.reshape(-1, count)[at : at + n]
+            at += n
+        self._comm.Allreduce(MPI.IN_PLACE, everyone)
+        return everyone.reshape(-1)
+
+
+def _share_of_threads(comm: MPI.Intracomm) -> int:
+    """The threads of this rank: those of a machine that may use the same processors share them."""
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    beside = sum(bool(own & other) or own == other for other in node.allgather(own))
+    node.Free()
+    return int(max(1, _config.get_config()["num_threads"] // beside))
