@@ -267,12 +267,6 @@ const CoefficientSet& BoundOptimizer::new_set(py::handle fold, const Parameter& 
   return set;
 }
 
-// Checks what is not as it was at the last step.
-void BoundOptimizer::look_at(Parameter& parameter) {
-  if (parameter.other_array || !parameter.seen.is(parameter.array)) check_param(parameter);
-  if (parameter.grad && !parameter.seen_grad.is(parameter.grad)) check_grad(parameter);
-}
-
 void BoundOptimizer::check_memory(bool zero_grads) {
   if (!written_known_ || !moved_grads_.empty()) {
     check_overlap();

@@ -101,7 +101,11 @@ class BoundOptimizer {
   void choose_coefficients(py::handle fold);
   const CoefficientSet& new_set(py::handle fold, const Parameter& parameter, std::int64_t t,
                                 bool started);
-  void look_at(Parameter& parameter);
+  // Checks what is not as it was at the last step.
+  void look_at(Parameter& parameter) {
+    if (parameter.other_array || !parameter.seen.is(parameter.array)) check_param(parameter);
+    if (parameter.grad && !parameter.seen_grad.is(parameter.grad)) check_grad(parameter);
+  }
   void check_memory(bool zero_grads);
   Exchange meet(py::handle peers) const;
   void look_at_arrays(const Settings& settings, bool zero_grads);
