@@ -225,7 +225,8 @@ def callables() -> Iterator[tuple[str, Callable[[], Any]]]:
             listed = name in getattr(module, "__all__", ())
             here = getattr(function, "__module__", "") == module.__name__
             kind = inspect.isclass(function) or inspect.isfunction(function)
-            if kind and (listed or here) and function is not fastopt.Optimizer:
+            spared = fastopt.Optimizer, *vars(fastopt.reference).values()
+            if kind and (listed or here) and not any(function is each for each in spared):
                 yield f"{module.__name__}.{name}", partial(getattr, module, name)
     for owner, make in OBJECTS.items():
         for name, member in inspect.getmembers(type(make())):

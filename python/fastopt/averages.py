@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from fastopt import _core, _state
 from fastopt._checks import number, switch
 from fastopt._tree import Array, Tree, compute_dtype, named_arrays, rebuild
+from fastopt.optimizers.base import moved
 
 
 class ExponentialMovingAverage:
@@ -292,16 +293,6 @@ def ema(p: Array, g: Array, *, t: int, decay: float, bias_correction: bool = Tru
     array([17.5])
     """
     return moved(p, g, (1 - decay) / (1 - decay**t) if bias_correction else 1 - decay)
-
-
-def moved(p: Array, g: Array, c: float) -> Array:
-    """Return p gone the share c of its way to g."""
-    dtype = np.asarray(p).dtype.type
-    share, rest = dtype(c), dtype(1 - c)
-    start, end, part = (p, g, share) if share < rest else (g, p, rest)
-    with np.errstate(all="ignore"):
-        way = start + (part * end - part * start)
-        return np.where(np.isfinite(p) & np.isfinite(g), way, p + g)
 
 
 def exponential_moving_average(

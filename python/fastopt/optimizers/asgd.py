@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastopt._tree import Array
-from fastopt.averages import moved
-from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
+from fastopt.optimizers.base import ArrayTree, Optimizer, decayed, moved
 from fastopt.optimizers.options import NonNegative, Rate, Switch
 from fastopt.optimizers.states import State
 from fastopt.optimizers.storage import Storage, Unpack

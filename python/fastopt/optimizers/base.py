@@ -58,6 +58,16 @@ def with_decay(
     return (g, 1 - lr * weight_decay) if decoupled else (decayed(p, g, weight_decay), 1.0)
 
 
+def moved(p: Array, g: Array, c: float) -> Array:
+    """Return p gone the share c of its way to g."""
+    dtype = np.asarray(p).dtype.type
+    share, rest = dtype(c), dtype(1 - c)
+    start, end, part = (p, g, share) if share < rest else (g, p, rest)
+    with np.errstate(all="ignore"):
+        way = start + (part * end - part * start)
+        return np.where(np.isfinite(p) & np.isfinite(g), way, p + g)
+
+
 def caution(u: Array, g: Array) -> Array:
     """Return 0 where u is against g, else 1 over the share of those where it is not."""
     aligned = u * g > 0

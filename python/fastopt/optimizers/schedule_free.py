@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from fastopt import _state
 from fastopt._checks import shown
 from fastopt._tree import Array
-from fastopt.averages import moved
-from fastopt.optimizers.base import ArrayTree, Optimizer, decayed
+from fastopt.optimizers.base import ArrayTree, Optimizer, decayed, moved
 from fastopt.optimizers.options import Finite, NonNegative, Number, Rate, Several, Switch
 from fastopt.optimizers.states import State
 from fastopt.optimizers.storage import MASTER, Storage, Unpack
