@@ -358,6 +358,19 @@ def test_a_master_begins_as_its_parameter_is_at_the_first_step() -> None:
     assert w.tolist() == [1 + 2.0**-7] * 3
 
 
+def test_a_velocity_starts_beside_a_master() -> None:
+    """Undamped, as without one: a master is no state of the rule."""
+    ends = []
+    for stored in ({}, {"master_weights": True}):
+        w = np.ones(3, BFLOAT16)
+        opt: Any = fastopt.SGD(w, lr=2.0**-6, dampening=0.5, **stored)
+        for momentum in (0.0, 0.0, 0.5, 0.5):
+            opt.param_groups[0]["momentum"] = momentum
+            opt.step(-np.ones(3, np.float32))
+        ends.append(opt.state["param"]["momentum_buffer"].tolist())
+    assert ends[0] == ends[1] == [-1.0] * 3
+
+
 def test_what_has_no_use_for_a_master_has_none() -> None:
     params: dict[str, Any] = {
         "W": np.ones(3, np.float32), "b": np.ones(3, np.float16), "c": np.ones(3),

@@ -226,7 +226,9 @@ void BoundOptimizer::choose_coefficients(py::handle fold) {
     const std::int64_t t = done + 1;
     // A state of an array that has made steps without it, but was written to, is one to go on from.
     if (t > 1 && !started[index]) {
-      started[index] = std::ranges::any_of(parameter.state, has_nonzero);
+      const auto begin = parameter.state.begin();  // the master is no state of the rule
+      const auto end = begin + std::ptrdiff_t(parameter.rule->states.size());
+      started[index] = std::any_of(begin, end, has_nonzero);
     }
     const Numbers& numbers = parameter.numbers;
     const auto fits = [&](const CoefficientSet& set) {
