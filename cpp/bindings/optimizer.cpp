@@ -305,11 +305,13 @@ void BoundOptimizer::look_at_arrays(const Settings& settings, bool zero_grads) {
     ArrayStep& step = array_steps_.emplace_back(parameter.step);
     step.rule = &settings.table->rules[parameter.rule->row[size_t(compute_dtype(parameter.dtype))]];
     step.coefficients = parameter.coefficients->value;
-    if (step.storage != nullptr) {
-      step.is_first = parameter.coefficients->t == 1;
+    if (parameter.storage != nullptr) {
+      Storage& storage = *parameter.storage;
+      storage.is_first = parameter.coefficients->t == 1;
+      storage.first = parameter.first;
       const std::uint64_t key = mixed(0, seeds_[size_t(parameter.group)]);
       const auto index = std::uint64_t(&parameter - parameters_.data());
-      step.key = mixed(mixed(key, std::uint64_t(parameter.coefficients->t)), index);
+      storage.key = mixed(mixed(key, std::uint64_t(parameter.coefficients->t)), index);
     }
     step.streams[grad_stream] = parameter.seen_grad.data();
     step.streams[param_stream] = parameter.seen.data();

@@ -44,7 +44,7 @@ class BoundOptimizer {
             bool at_random);
 
   // The array of this index is the part of a greater one that begins with this element.
-  void set_first(size_t index, index_t element) { parameters_.at(index).step.first = element; }
+  void set_first(size_t index, index_t element) { parameters_.at(index).first = element; }
 
   // The coefficients of a group's rule that do not change from step to step. What a rule prepares,
   // `between(stack)` changes in place before the update: it gets that of arrays of one shape and
@@ -94,6 +94,7 @@ class BoundOptimizer {
     std::vector<Array> state;  // and the master, the last one
     std::vector<std::optional<ArrayOf<float>>> scales;
     bool has_master = false, at_random = false;
+    index_t first = 0;  // where it is a part of another array: the number of its first element
     Numbers numbers;
   };
 

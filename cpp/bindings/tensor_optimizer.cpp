@@ -195,7 +195,7 @@ void TensorOptimizer::lay_out(Slot& slot, const Settings& settings) {
   step.storage = slot.storage.get();
   std::copy_n(slot.scales, most_streams, slot.storage->scales);
   const std::uint64_t key = mixed(0, groups_[slot.group].rounding.seed);
-  step.key = mixed(mixed(key, std::uint64_t(slot.t)), slot.position);
+  slot.storage->key = mixed(mixed(key, std::uint64_t(slot.t)), slot.position);
 }
 
 // How its streams are walked, and as what.

@@ -20,7 +20,10 @@ struct Storage {
   Dtype dtype[most_streams];
   bool at_random[most_streams];  // how bfloat16 is rounded
   float* scales[most_streams];   // of 8 bits, which are dense
-  int master;  // the last stream, where the rule steps that and the parameter is rounded from it
+  int master;     // the last stream, where the rule steps that and the parameter is rounded from it
+  bool is_first;  // step: the master begins as its parameter
+  index_t first;  // the number of the first element, where the array is a part of another
+  std::uint64_t key;  // of all that is rounded at random in this step
 };
 
 // What a key is made of, one part after the other; of a stream, its number is the last.
@@ -32,9 +35,6 @@ struct ArrayStep {
   const Layout* layout;        // nullptr: dense, in one common order
   const Storage* storage;      // nullptr: all are of the rule's dtype
   index_t size;
-  index_t first;      // the number of its first element, where it is a part of an array
-  std::uint64_t key;  // of all that is rounded at random
-  bool is_first;      // a master begins as its parameter
   int stream_count;
   void* streams[most_streams];  // gradient, parameter, state..., what is prepared, master
 

@@ -54,8 +54,8 @@ void walk(const ArrayStep& step, int stream, index_t begin, index_t n, Visit vis
   }
 }
 
-inline Key key_of(const ArrayStep& step, int stream) {
-  const std::uint64_t key = mixed(step.key, std::uint64_t(stream));
+inline Key key_of(const Storage& storage, int stream) {
+  const std::uint64_t key = mixed(storage.key, std::uint64_t(stream));
   return {{unsigned(key), unsigned(key >> 32)}};
 }
 
@@ -75,7 +75,7 @@ class Tiles {
       : codecs_(settings.table->codec), step_(step), factors_(factors), pass_(pass) {
     for (int s = 0; s < step.stream_count; ++s) {
       in_place_[s] = is_in_place(s);
-      keys_[s] = key_of(step, s);
+      if (step.storage != nullptr) keys_[s] = key_of(*step.storage, s);
     }
   }
 
@@ -92,7 +92,7 @@ class Tiles {
       std::copy_n(step_.streams, most_streams, streams);
       for (int s = 0; s < step_.stream_count; ++s) {
         streams[s] = in_place_[s] ? at(step_.streams[s], begin, sizeof(T)) : tiles_[s].element;
-        const bool is_rounded_master = s == 1 && has_master && !step_.is_first;
+        const bool is_rounded_master = s == 1 && has_master && !step_.storage->is_first;
         if (!in_place_[s] && !is_rounded_master) load(s, begin, n);
       }
       if (factors_ != nullptr) {
@@ -102,7 +102,8 @@ class Tiles {
         }
       }
       if (has_master) {
-        if (step_.is_first) std::memcpy(streams[master], streams[1], size_t(n) * sizeof(T));
+        if (step_.storage->is_first)
+          std::memcpy(streams[master], streams[1], size_t(n) * sizeof(T));
         streams[1] = streams[master];
       }
       kernel(streams, begin, n);
@@ -157,7 +158,7 @@ class Tiles {
       void* const to = is_direct ? at(step_.streams[s], begin, item_size(dtype(s)))
                                  : static_cast<void*>(rounded);
       if (step_.storage->at_random[s]) {
-        codec.store_at_random(tile, step_.first + begin, n, keys_[s], to);
+        codec.store_at_random(tile, step_.storage->first + begin, n, keys_[s], to);
       } else {
         codec.store(tile, n, to, scales(s, begin));
       }
@@ -186,22 +187,31 @@ inline bool needs_tiles(const ArrayStep& step, const double* factors) {
   return step.layout != nullptr || step.storage != nullptr || factors != nullptr;
 }
 
-// Calls kernel(streams, element, n) over these elements.
+// Apart, since tiles take much of the stack.
 template <class Kernel>
-void run(const Settings& settings, const ArrayStep& step, const double* factors, Pass pass,
-         Range elements, Kernel kernel) {
-  if (!needs_tiles(step, factors)) {
-    const index_t n = elements.end - elements.begin;
-    if (elements.begin == 0) return kernel(step.streams, 0, n);
-    void* streams[most_streams];
-    const index_t item = item_size(step.rule->dtype);
-    for (int s = 0; s < most_streams; ++s) streams[s] = at(step.streams[s], elements.begin, item);
-    kernel(streams, elements.begin, n);
-  } else if (step.rule->dtype == Dtype::float32) {
+[[gnu::noinline]] void run_in_tiles(const Settings& settings, const ArrayStep& step,
+                                    const double* factors, Pass pass, Range elements,
+                                    Kernel kernel) {
+  if (step.rule->dtype == Dtype::float32) {
     Tiles<float>(settings, step, factors, pass).run(elements, kernel);
   } else {
     Tiles<double>(settings, step, factors, pass).run(elements, kernel);
   }
+}
+
+// Calls kernel(streams, element, n) over these elements.
+template <class Kernel>
+void run(const Settings& settings, const ArrayStep& step, const double* factors, Pass pass,
+         Range elements, Kernel kernel) {
+  if (needs_tiles(step, factors)) {
+    return run_in_tiles(settings, step, factors, pass, elements, kernel);
+  }
+  const index_t n = elements.end - elements.begin;
+  if (elements.begin == 0) return kernel(step.streams, 0, n);
+  void* streams[most_streams];
+  const index_t item = item_size(step.rule->dtype);
+  for (int s = 0; s < most_streams; ++s) streams[s] = at(step.streams[s], elements.begin, item);
+  kernel(streams, elements.begin, n);
 }
 
 inline void set_to_zero(const ArrayStep& step, index_t begin, index_t end) {
