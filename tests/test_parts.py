@@ -27,7 +27,7 @@ class Peers:
 
 def step(opt: Optimizer, params: Any, grads: Any, peers: Peers, max_norm: float | None) -> Any:
     assert opt._bound is not None
-    return opt._bound.step(params, grads, opt._fold, 1.0, max_norm, False, False, peers)
+    return opt._bound.step_among(peers, params, grads, opt._fold, 1.0, max_norm, False)
 
 
 @pytest.mark.parametrize("state_dtype", ["8bit", "bfloat16"])

@@ -71,15 +71,24 @@ void bind_optimizer(py::module_& m) {
           "step",
           [](BoundOptimizer& optimizer, py::handle params, py::handle grads, py::handle fold,
              py::handle loss_scale, py::handle max_norm, py::handle skip_nonfinite,
-             py::handle zero_grads, py::handle peers) {
+             py::handle zero_grads) {
             const CurrentSettings settings;
             return optimizer.step(
                 settings.get(), params, grads, fold,
-                optimizer.options(loss_scale, max_norm, skip_nonfinite, zero_grads), peers);
+                optimizer.options(loss_scale, max_norm, skip_nonfinite, zero_grads));
           },
           py::arg("params"), py::arg("grads"), py::arg("fold"), py::arg("loss_scale") = 1.0,
           py::arg("max_norm") = py::none(), py::arg("skip_nonfinite") = false,
-          py::arg("zero_grads") = false, py::arg("peers") = py::none())
+          py::arg("zero_grads") = false)
+      .def("step_among",
+           [](BoundOptimizer& optimizer, py::handle peers, py::handle params, py::handle grads,
+              py::handle fold, py::handle loss_scale, py::handle max_norm,
+              py::handle skip_nonfinite) {
+             const CurrentSettings settings;
+             return optimizer.step(
+                 settings.get(), params, grads, fold,
+                 optimizer.options(loss_scale, max_norm, skip_nonfinite, py::bool_(false)), peers);
+           })
       .def("look", &BoundOptimizer::look, py::arg("params"), py::arg("grads"),
            py::arg("zero_grads"))
       .def("set_first", &BoundOptimizer::set_first, py::arg("index"), py::arg("element"));

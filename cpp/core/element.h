@@ -45,6 +45,8 @@ inline index_t blocks_of(index_t n) {
 // A thread's share of many arrays: whole units of them, by their cost in bytes.
 class Shares {
  public:
+  explicit Shares(size_t arrays = 0) { arrays_.reserve(arrays); }
+
   // The next array.
   void add(index_t bytes, index_t units) {
     bytes_ += bytes;

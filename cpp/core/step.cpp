@@ -20,7 +20,7 @@ constexpr index_t array_cost_bytes = 1024;
 
 class BlockShares {
  public:
-  BlockShares(const std::vector<ArrayStep>& steps, bool gradient_only) {
+  BlockShares(const std::vector<ArrayStep>& steps, bool gradient_only) : shares_(steps.size()) {
     for (const ArrayStep& step : steps) {
       const index_t streams = gradient_only ? 1 : 2 * step.stream_count - 1;  // read; written
       const index_t bytes = step.size * item_size(step.rule->dtype) * streams;

@@ -29,8 +29,8 @@ template <class F, class T, class... S>
 void stream(F f, index_t n, const T* g, T* p, S*... s) {
   constexpr index_t line = line_bytes / index_t(sizeof(T));
   const index_t past = past_line(p);
-  const bool lie_alike = ((past_line(s) == past) && ...);
-  const index_t head = past == 0 || !lie_alike ? 0 : line - past;
+  const bool lie_alike = past != 0 && ((past_line(s) == past) && ...);
+  const index_t head = lie_alike ? line - past : 0;
   const index_t first = head < n ? head : n;
   each(f, 0, first, g, p, s...);
   each(f, first, n, g, p, s...);

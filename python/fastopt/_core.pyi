@@ -101,7 +101,17 @@ class BoundOptimizer:
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         zero_grads: bool = False,
-        peers: Any = ...,
+    ) -> float | None: ...
+    def step_among(
+        self,
+        peers: Any,
+        params: Any,
+        grads: Any,
+        fold: Callable[..., dict[str, float]],
+        loss_scale: float,
+        max_norm: float | None,
+        skip_nonfinite: bool,
+        /,
     ) -> float | None: ...
     def look(
         self, params: Any, grads: Any, zero_grads: bool

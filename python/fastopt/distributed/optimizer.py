@@ -366,15 +366,14 @@ class DistributedOptimizer:
         threads = nullcontext() if chosen else _config.config_context(num_threads=self._threads)
         try:
             with threads:
-                norm = bound.step(
+                norm = bound.step_among(
+                    peers,
                     params,
                     self._tree_of(sums),
                     optimizer._fold,
                     scale,
                     max_norm,
                     skip_nonfinite,
-                    False,
-                    peers,
                 )
         except Exception as caught:
             if peers.met and not peers.agreed:
