@@ -361,9 +361,9 @@ def test_a_master_begins_as_its_parameter_is_at_the_first_step() -> None:
 def test_a_velocity_starts_beside_a_master() -> None:
     """Undamped, as without one: a master is no state of the rule."""
     ends = []
-    for stored in ({}, {"master_weights": True}):
+    for master_weights in (False, True):
         w = np.ones(3, BFLOAT16)
-        opt: Any = fastopt.SGD(w, lr=2.0**-6, dampening=0.5, **stored)
+        opt: Any = fastopt.SGD(w, lr=2.0**-6, dampening=0.5, master_weights=master_weights)
         for momentum in (0.0, 0.0, 0.5, 0.5):
             opt.param_groups[0]["momentum"] = momentum
             opt.step(-np.ones(3, np.float32))

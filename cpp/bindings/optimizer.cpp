@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <mutex>
-#include <tuple>
 
 #include <pthread.h>
 
@@ -18,9 +16,6 @@ namespace {
 // something when it was forked.
 std::atomic<unsigned> process = 1;
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { ++process; });
-
-// Giving up the GIL and taking it back costs about as much as a step over this many elements.
-constexpr index_t release_gil_from_elements = 1 << 12;
 
 constexpr std::int64_t most_steps = std::int64_t(1) << 62;  // of an array
 
@@ -305,13 +300,12 @@ void BoundOptimizer::look_at_arrays(const Settings& settings, bool zero_grads) {
     ArrayStep& step = array_steps_.emplace_back(parameter.step);
     step.rule = &settings.table->rules[parameter.rule->row[size_t(compute_dtype(parameter.dtype))]];
     step.coefficients = parameter.coefficients->value;
-    if (parameter.storage != nullptr) {
-      Storage& storage = *parameter.storage;
-      storage.is_first = parameter.coefficients->t == 1;
-      storage.first = parameter.first;
-      const std::uint64_t key = mixed(0, seeds_[size_t(parameter.group)]);
-      const auto index = std::uint64_t(&parameter - parameters_.data());
-      storage.key = mixed(mixed(key, std::uint64_t(parameter.coefficients->t)), index);
+    if (Storage* const storage = parameter.streams.storage.get()) {
+      const std::int64_t t = parameter.coefficients->t;
+      const auto index = size_t(&parameter - parameters_.data());
+      storage->is_first = t == 1;
+      storage->first = parameter.first;
+      storage->key = key_of(seeds_[size_t(parameter.group)], t, index);
     }
     step.streams[grad_stream] = parameter.seen_grad.data();
     step.streams[param_stream] = parameter.seen.data();
@@ -321,31 +315,17 @@ void BoundOptimizer::look_at_arrays(const Settings& settings, bool zero_grads) {
 
 // Memory for what the rules prepare.
 void BoundOptimizer::make_stacks() {
-  std::map<std::tuple<int, Dtype, Shape>, std::vector<size_t>> alike;
-  size_t steps = 0;
+  size_t step = 0;
   for (const Parameter& parameter : parameters_) {
-    if (!parameter.grad) continue;
-    const View view = parameter.seen.view();
-    const Shape shape(view.shape, view.shape + view.ndim);
-    alike[{parameter.group, compute_dtype(parameter.dtype), shape}].push_back(steps++);
+    if (parameter.grad) stacks_.add(parameter.group, parameter.seen.view(), step++);
   }
-  for (const auto& [kind, members] : alike) {
-    auto [group, dtype, shape] = kind;
-    shape.insert(shape.begin(), py::ssize_t(members.size()));
-    const Stack& stack = stacks_.emplace_back(Stack{group, new_output(shape, dtype)});
-    void* place = const_cast<void*>(stack.memory.data());
-    for (const size_t member : members) {
-      ArrayStep& step = array_steps_[member];
-      step.streams[step.prepared()] = place;
-      place = at(place, step.size, item_size(dtype));
-    }
-  }
+  stacks_.make(array_steps_);
 }
 
 // Nothing was changed before, nor may the Python that runs here change the arrays.
 void BoundOptimizer::change_stacks() const {
   const py::gil_scoped_acquire gil;
-  for (const auto& [group, memory] : stacks_) between_[size_t(group)](memory);
+  stacks_.change([&](int group, const Array& stack) { between_[size_t(group)](stack); });
   check_again();
 }
 

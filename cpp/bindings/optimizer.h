@@ -11,12 +11,10 @@
 #include "arrays.h"
 #include "coefficients.h"
 #include "core/step.h"
+#include "streams.h"
 #include "tree.h"
 
 namespace fastopt {
-
-// Which array of a parameter: the gradient, itself, or a state.
-constexpr size_t grad_stream = 0, param_stream = 1, first_state_stream = 2;
 
 class BoundOptimizer {
  public:
@@ -87,9 +85,8 @@ class BoundOptimizer {
     int group = 0;
     Seen seen, seen_grad;
     bool layout_known = false;
-    ArrayStep step{};                  // without rule, coefficients, and the first two streams
-    std::unique_ptr<Layout> layout;    // nullptr: dense
-    std::unique_ptr<Storage> storage;  // nullptr: all is of the dtype that is computed in
+    ArrayStep step{};  // without rule, coefficients, and the first two streams
+    Streams streams;
     std::string name;
     std::vector<Array> state;  // and the master, the last one
     std::vector<std::optional<ArrayOf<float>>> scales;
@@ -121,7 +118,6 @@ class BoundOptimizer {
   void check_param(Parameter& parameter);
   void check_grad(Parameter& parameter);
   void find_layout(Parameter& parameter);
-  void find_storage(Parameter& parameter, const std::vector<View>& views);
   void check_overlap();
   void check_zeroed();
   void check_again() const;
@@ -153,11 +149,7 @@ class BoundOptimizer {
   std::vector<Parameter*> moved_grads_;  // those not yet checked for overlap
   std::vector<CoefficientSet> sets_;
   std::vector<ArrayStep> array_steps_;
-  struct Stack {
-    int group;
-    Array memory;  // of what is prepared for some arrays
-  };
-  std::vector<Stack> stacks_;
+  Stacks stacks_;
 };
 
 }  // namespace fastopt

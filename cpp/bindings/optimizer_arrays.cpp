@@ -143,55 +143,25 @@ void BoundOptimizer::check_zeroed() {
 // How its streams are walked, where they lie, and as what.
 void BoundOptimizer::find_layout(Parameter& parameter) {
   const size_t first = size_t(&parameter - parameters_.data()) * most_streams;
+  const RuleNames& rule = *parameter.rule;
+  ArrayStep& step = parameter.step;
   std::vector<View> views;
   for (size_t s = 0; s < first_state_stream + parameter.state.size(); ++s) {
     views.push_back(view_of_stream(first + s));
+    step.streams[s] = views.back().data;
   }
-  const View param = views[param_stream];
-  const Dtype dtype = compute_dtype(param.dtype);
-  Shape strides(size_t(param.ndim), item_size(dtype));
-  if (parameter.rule->prepares) {  // in C order, somewhere else at every step
-    for (size_t axis = strides.size(); axis-- > 1;) {
-      strides[axis - 1] = strides[axis] * param.shape[axis];
-    }
-    const View prepared{nullptr, dtype, true, param.ndim, param.shape, strides.data()};
-    views.insert(views.end() - parameter.has_master, prepared);
-  }
-  // Blocks of 8-bit states are counted in their order of memory.
-  const auto is_8bit = [](const View& view) { return item_size(view.dtype) == 1; };
-  const auto coded = std::find_if(views.begin(), views.end(), is_8bit);
-  Layout layout = layout_of(views, coded != views.end() ? *coded : param);
-  const bool is_needed = !layout.dense() || parameter.rule->factored;
-  parameter.layout = !is_needed ? nullptr : std::make_unique<Layout>(std::move(layout));
-  find_storage(parameter, views);
-  ArrayStep& step = parameter.step;
-  for (size_t s = 0; s < views.size(); ++s) step.streams[s] = views[s].data;
-  step.layout = parameter.layout.get();
-  step.storage = parameter.storage.get();
-  step.size = param.size();
-  step.stream_count = int(views.size());
-  parameter.layout_known = true;
-}
-
-void BoundOptimizer::find_storage(Parameter& parameter, const std::vector<View>& views) {
-  const Dtype dtype = compute_dtype(parameter.dtype);
-  const auto is_coded = [&](const View& view) { return view.dtype != dtype; };
-  parameter.storage = nullptr;
-  if (std::none_of(views.begin(), views.end(), is_coded)) return;
-  parameter.storage = std::make_unique<Storage>();
-  Storage& storage = *parameter.storage;
-  for (size_t s = 0; s < views.size(); ++s) storage.dtype[s] = views[s].dtype;
-  storage.at_random[param_stream] = parameter.at_random;
-  for (size_t k = 0; k < parameter.rule->states.size(); ++k) {
-    const size_t s = first_state_stream + k;
-    storage.at_random[s] = views[s].dtype == Dtype::bfloat16;
+  step.size = views[param_stream].size();
+  step.stream_count = int(views.size()) + rule.prepares;
+  if (parameter.has_master) step.streams[step.stream_count - 1] = views.back().data;
+  parameter.streams = {rule, std::move(views), parameter.has_master, parameter.at_random};
+  const auto& [layout, storage] = parameter.streams;
+  step.layout = layout.get();
+  step.storage = storage.get();
+  for (size_t k = 0; storage && k < rule.states.size(); ++k) {
     if (!parameter.scales[k]) continue;
-    storage.scales[s] = parameter.scales[k]->mutable_data();
-    if (parameter.rule->states[k].coding == Coding::with_sign) {
-      storage.dtype[s] = Dtype::signed_8bit;
-    }
+    storage->scales[first_state_stream + k] = parameter.scales[k]->mutable_data();
   }
-  storage.master = parameter.has_master ? int(views.size()) - 1 : 0;
+  parameter.layout_known = true;
 }
 
 }  // namespace fastopt

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <mutex>
-#include <tuple>
 
 #include <pybind11/stl.h>
 #include <unistd.h>
@@ -13,12 +11,6 @@
 #include "core/element.h"
 
 namespace fastopt {
-namespace {
-
-// Giving up the GIL and taking it back costs about as much as a step over this many elements.
-constexpr index_t release_gil_from_elements = 1 << 12;
-
-}  // namespace
 
 // A child has not got the thread that stepped when it was forked.
 void TensorOptimizer::lock() {
@@ -186,16 +178,16 @@ void TensorOptimizer::lay_out(Slot& slot, const Settings& settings) {
   ArrayStep& step = array_steps_.emplace_back();
   step.rule = &settings.table->rules[rule.row[size_t(computed)]];
   step.coefficients = slot.coefficients->value;
-  step.layout = slot.layout.get();
+  step.layout = slot.streams.layout.get();
   step.size = slot.geometry.size();
   step.stream_count = int(stream_count(slot)) + rule.prepares;
   std::copy_n(slot.data, stream_count(slot), step.streams);
   if (has_master(slot)) step.streams[step.stream_count - 1] = slot.data[stream_count(slot) - 1];
-  if (slot.storage == nullptr) return;
-  step.storage = slot.storage.get();
-  std::copy_n(slot.scales, most_streams, slot.storage->scales);
-  const std::uint64_t key = mixed(0, groups_[slot.group].rounding.seed);
-  slot.storage->key = mixed(mixed(key, std::uint64_t(slot.t)), slot.position);
+  Storage* const storage = slot.streams.storage.get();
+  step.storage = storage;
+  if (storage == nullptr) return;
+  std::copy_n(slot.scales, most_streams, storage->scales);
+  storage->key = key_of(groups_[slot.group].rounding.seed, slot.t, slot.position);
 }
 
 // How its streams are walked, and as what.
@@ -204,76 +196,26 @@ void TensorOptimizer::find_layout(Slot& slot) const {
   for (size_t s = 0; s < stream_count(slot); ++s) {
     views.push_back(slot.geometry.view(s, slot.data[s]));
   }
-  const View param = views[param_stream];
-  const Dtype computed = compute_dtype(param.dtype);
-  Shape strides(size_t(param.ndim), item_size(computed));
-  if (rule(slot).prepares) {  // in C order, somewhere else at every step
-    for (size_t axis = strides.size(); axis-- > 1;) {
-      strides[axis - 1] = strides[axis] * param.shape[axis];
-    }
-    const View prepared{nullptr, computed, true, param.ndim, param.shape, strides.data()};
-    views.insert(views.end() - has_master(slot), prepared);
+  try {
+    slot.streams = {rule(slot), std::move(views), has_master(slot),
+                    groups_[slot.group].rounding.at_random};
+  } catch (const py::value_error& error) {
+    fail<py::value_error>(where(slot, first_state_stream), ": ", error.what());
   }
-  // Blocks of 8-bit states are counted in their order of memory.
-  const auto is_8bit = [](const View& view) { return item_size(view.dtype) == 1; };
-  const auto coded = std::find_if(views.begin(), views.end(), is_8bit);
-  Layout layout = layout_of(views, coded != views.end() ? *coded : param);
-  for (size_t s = 0; s < views.size(); ++s) {
-    if (is_8bit(views[s]) && !layout.streams[s].dense) {
-      fail<py::value_error>(where(slot, first_state_stream), " is of 8 bits in another order");
-    }
-  }
-  const bool is_needed = !layout.dense() || rule(slot).factored;
-  slot.layout = !is_needed ? nullptr : std::make_unique<Layout>(std::move(layout));
-  find_storage(slot, views);
   slot.known = true;
-}
-
-void TensorOptimizer::find_storage(Slot& slot, const std::vector<View>& views) const {
-  const Dtype computed = compute_dtype(slot.geometry.dtype(param_stream));
-  const auto is_coded = [&](const View& view) { return view.dtype != computed; };
-  slot.storage = nullptr;
-  if (std::none_of(views.begin(), views.end(), is_coded)) return;
-  slot.storage = std::make_unique<Storage>();
-  Storage& storage = *slot.storage;
-  for (size_t s = 0; s < views.size(); ++s) storage.dtype[s] = views[s].dtype;
-  storage.at_random[param_stream] = groups_[slot.group].rounding.at_random &&
-                                    views[param_stream].dtype == Dtype::bfloat16 &&
-                                    !has_master(slot);
-  for (size_t k = 0; k < rule(slot).states.size(); ++k) {
-    const size_t s = first_state_stream + k;
-    storage.at_random[s] = views[s].dtype == Dtype::bfloat16;
-    if (item_size(views[s].dtype) == 1 && rule(slot).states[k].coding == Coding::with_sign) {
-      storage.dtype[s] = Dtype::signed_8bit;
-    }
-  }
-  storage.master = has_master(slot) ? int(views.size()) - 1 : 0;
 }
 
 // Memory for what the rules prepare.
 void TensorOptimizer::make_stacks() {
-  std::map<std::tuple<size_t, Dtype, Shape>, std::vector<size_t>> alike;
   for (size_t i = 0; i < used_; ++i) {
-    const Geometry& geometry = slots_[i].geometry;
-    alike[{slots_[i].group, compute_dtype(geometry.dtype(param_stream)), geometry.shape()}]
-        .push_back(i);
+    stacks_.add(int(slots_[i].group), slots_[i].geometry.view(param_stream, nullptr), i);
   }
-  for (const auto& [kind, members] : alike) {
-    auto [group, dtype, shape] = kind;
-    shape.insert(shape.begin(), py::ssize_t(members.size()));
-    const Stack& stack = stacks_.emplace_back(Stack{group, new_output(shape, dtype)});
-    void* place = const_cast<void*>(stack.memory.data());
-    for (const size_t member : members) {
-      ArrayStep& step = array_steps_[member];
-      step.streams[step.prepared()] = place;
-      place = at(place, step.size, item_size(dtype));
-    }
-  }
+  stacks_.make(array_steps_);
 }
 
 void TensorOptimizer::change_stacks() const {
   const py::gil_scoped_acquire gil;
-  for (const auto& [group, memory] : stacks_) groups_[group].between(memory);
+  stacks_.change([&](int group, const Array& stack) { groups_[size_t(group)].between(stack); });
 }
 
 TensorOptimizer::Result TensorOptimizer::run(const Settings& settings, const Request& request) {

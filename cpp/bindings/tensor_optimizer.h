@@ -17,6 +17,7 @@
 #include "coefficients.h"
 #include "core/element.h"
 #include "core/step.h"
+#include "streams.h"
 #include "tensors.h"
 
 namespace fastopt {
@@ -63,8 +64,6 @@ class TensorOptimizer {
   void unlock() { busy_ = 0; }
 
  private:
-  static constexpr size_t grad_stream = 0, param_stream = 1, first_state_stream = 2;
-
   struct Group {
     CoefficientSet constants;
     py::object between;
@@ -93,8 +92,7 @@ class TensorOptimizer {
     Geometry geometry;
     void* data[most_streams] = {};
     float* scales[most_streams] = {};  // of states of 8 bits
-    std::unique_ptr<Layout> layout;    // nullptr: dense
-    std::unique_ptr<Storage> storage;  // nullptr: all is of the dtype that is computed in
+    Streams streams;
   };
   class Cursor;
 
@@ -116,7 +114,6 @@ class TensorOptimizer {
   void check_overlap(bool zero_grads);
   void lay_out(Slot& slot, const Settings& settings);
   void find_layout(Slot& slot) const;
-  void find_storage(Slot& slot, const std::vector<View>& views) const;
   void make_stacks();
   void change_stacks() const;
   Result run(const Settings& settings, const Request& request);
@@ -158,11 +155,7 @@ class TensorOptimizer {
   std::vector<py::object> held_;     // all that is looked at
   std::deque<CoefficientSet> sets_;
   std::vector<ArrayStep> array_steps_;
-  struct Stack {
-    size_t group;
-    Array memory;
-  };
-  std::vector<Stack> stacks_;
+  Stacks stacks_;
 };
 
 }  // namespace fastopt
