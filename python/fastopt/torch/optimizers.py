@@ -205,6 +205,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
             self._pending[index] = {state.name: values.pop(state.name) for state in self._shared}
         return values
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # in a compiled step, too
     def _new_states(self, param: torch.Tensor, index: int, names: list[str]) -> dict[str, Any]:
         options = self._options[index]
         form = stored.format_of(type(self).__name__, options, param)
