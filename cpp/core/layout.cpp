@@ -78,13 +78,14 @@ Layout layout_of(std::span<const View> views, const View& order) {
       layout.streams[s].strides.push_back(views[s].strides[axis]);
     }
   }
+  const bool is_empty = order.size() == 0;
   for (size_t s = 0; s < views.size(); ++s) {
     index_t bytes = item_size(views[s].dtype);
     const std::vector<index_t>& strides = layout.streams[s].strides;
     layout.streams[s].shared = std::find(strides.begin(), strides.end(), 0) != strides.end();
     layout.streams[s].dense = true;
     for (size_t axis = layout.shape.size(); axis-- > 0; bytes *= layout.shape[axis]) {
-      layout.streams[s].dense &= layout.streams[s].strides[axis] == bytes;
+      layout.streams[s].dense &= is_empty || layout.streams[s].strides[axis] == bytes;
     }
   }
   return layout;
