@@ -1,6 +1,10 @@
 """Sphinx configuration: `make docs`."""
 
+import inspect
 import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -11,6 +15,9 @@ from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 import fastopt
+
+sys.path.insert(0, str(Path(__file__).parent))
+import formulas
 
 project = "fastopt"
 author = "The fastopt authors"
@@ -54,17 +61,38 @@ _MOVED = {
 }
 
 
+_PAPER = re.compile(r"(arXiv|doi):([\w./()-]+\w)|(https:[^\s;]+)")
+
+
+def _linked(paper: re.Match[str], link: str) -> str:
+    kind, number, url = paper.groups()
+    host = {"arXiv": "https://arxiv.org/abs", "doi": "https://doi.org"}
+    return link.format(paper[0], url or f"{host[kind]}/{number}")
+
+
+def _drawn(name: str) -> Iterator[str]:
+    """Links to the gallery's pictures that this optimizer has a part in, but for those of all."""
+    here = Path(__file__).parent
+    for title, script in re.findall(r"## (.+)\n`(\w+)\.py`", (here / "gallery.md").read_text()):
+        text = (here.parent / "examples" / f"{script}.py").read_text()
+        if f"fastopt.{name}(" in text and "fastopt.Optimizer" not in text:
+            anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+            yield f"[{script}](gallery.md#{anchor})"
+
+
 def _row(cls: type[fastopt.Optimizer]) -> str:
     name = cls.__name__
-    summary = (cls.__doc__ or "").strip().splitlines()[0].removeprefix(f"{name}: ")
-    summary = summary[:1].upper() + summary[1:]
+    doc = inspect.getdoc(cls) or ""
+    use = " ".join(doc.split("\n\n")[1].split())
+    paper = _PAPER.search(doc, doc.index("References"))
+    links = ", ".join([_linked(paper, "[paper]({1})") if paper else "", *_drawn(name)])
     rule = cls()._rule(cls().defaults)
     states, _, adds_up = fastopt._core.rules()[rule]
     moved = _MOVED.get(name, "" if adds_up else str(4 * (3 + 2 * len(states))))
     kept = [state for state in states if cls()._declared(state).shape == "like"]
     shown = ", ".join(f"`{state}`" for state in states)
-    link = f"{{py:obj}}`{name} <fastopt.{name}>`"
-    about = f"{link}<br>{summary}" + (f" Keeps {shown}." if states else "")
+    about = f"{{py:obj}}`{name} <fastopt.{name}>`: {links}<br>{use}"
+    about += f" Keeps {shown}." if states else ""
     return f"| {about} | {4 * len(kept)} | {moved} |"
 
 
@@ -100,13 +128,18 @@ def _mathml(translator: HTML5Translator, node: nodes.math | nodes.math_block) ->
     raise nodes.SkipNode
 
 
-def _link_papers(app: Sphinx, what: str, name: str, obj: object, *rest: Any) -> None:
-    """``arXiv:1412.6980`` in a docstring is a link."""
+def _typeset(app: Sphinx, what: str, name: str, obj: object, *rest: Any) -> None:
+    """Formulas, the blocks behind a ``::`` of its own line, as such, and papers as links."""
     lines = rest[-1]
-    for i, line in enumerate(lines):
-        lines[i] = re.sub(r"arXiv:(\d+\.\d+)", r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", line)
+    text = re.sub(
+        r"^::\n\n((?: +.+\n)+)",
+        lambda block: "\n".join(formulas.line_block(block[1].splitlines())) + "\n",
+        "\n".join(lines),
+        flags=re.M,
+    )
+    lines[:] = _PAPER.sub(lambda paper: _linked(paper, "`{0} <{1}>`__"), text).split("\n")
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("autodoc-process-docstring", _link_papers)
+    app.connect("autodoc-process-docstring", _typeset)
     app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +70,24 @@ def test_the_readme_lists_every_optimizer() -> None:
         line for line in (ROOT / "README.md").read_text().splitlines() if "| Optimizers |" in line
     )
     assert [name for name in fastopt.Optimizer.registry if f"`{name}`" not in row] == []
+
+
+@pytest.mark.parametrize("optimizer", fastopt.Optimizer.registry.values(), ids=lambda o: o.__name__)
+def test_docstrings_say_what_an_optimizer_is_for_and_explain_its_options(optimizer: Any) -> None:
+    doc = inspect.getdoc(optimizer) or ""
+    assert doc.split("\n\n")[1].startswith("For ")
+    alone = r"^(\w+) : (?!.*bool).*\n    (?:At least|Above|In|From) [^ ]+$"
+    assert re.findall(alone, doc, re.M) == []
+
+
+@pytest.mark.parametrize(
+    ("formula", "tex"),
+    [
+        ("p = p - lr g / |g| u", r"p \leftarrow p - \frac{\text{lr}\ g}{\left| g \right|} u"),
+        ("m_hat = m / (1 - beta1^t)", r"\hat{m} = \frac{m}{1 - \beta_{1}^{t}}"),
+        ("sqrt(v) * g_old", r"\sqrt{v} \cdot g_{\text{old}}"),
+        ("0 in the first step", r"0\ \text{in the first step}"),
+    ],
+)
+def test_formulas_of_docstrings_become_tex(formula: str, tex: str) -> None:
+    assert runpy.run_path(str(ROOT / "docs" / "formulas.py"))["tex"](formula) == tex

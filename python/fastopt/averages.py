@@ -22,7 +22,7 @@ class ExponentialMovingAverage:
     ::
 
         average += share (p - average)               from zero on, at every update
-        share = (1 - decay) / (1 - decay^t)          in the t-th one, with bias_correction
+        share = (1 - decay) / (1 - decay^t)          with bias_correction, in update t
         share = 1 - decay                            without
 
     With the correction the weights decay^(t - i) of the values p_i add up to one from the first

@@ -118,7 +118,7 @@ def softmax_cross_entropy(
     ::
 
         loss_i = -sum_c weight_c q_ic log(softmax(logits_i)_c)
-        q_i    = (1 - label_smoothing) labels_i + label_smoothing / C
+        q_i = (1 - label_smoothing) labels_i + label_smoothing / C
 
     where an integer label stands for a 1 at its class. For unweighted, unsmoothed labels the
     gradient of the mean is the lecture's (softmax(logits) - labels) / N. The options and the mean

@@ -21,6 +21,8 @@ class AdaBelief(Optimizer):
     """
     AdaBelief: Adam that divides by how far the gradients are from their average.
 
+    For gradients that change little, and then much.
+
     ::
 
         m = beta1 m + (1 - beta1) g                      m_hat = m / (1 - beta1^t)
@@ -91,6 +93,8 @@ class Yogi(Optimizer):
     """
     Yogi: Adam whose second moment falls slowly: by a share of the square, not of itself.
 
+    For gradients that are seldom large, which Adam forgets too soon.
+
     ::
 
         m = beta1 m + (1 - beta1) g                      m_hat = m / (1 - beta1^t)
@@ -108,7 +112,7 @@ class Yogi(Optimizer):
     betas : tuple of two floats, default (0.9, 0.999)
         Decay of the two averages, each in [0, 1).
     eps : float, default 1e-3
-        At least 0.
+        Added to the divisor, at least 0.
     initial_accumulator_value : float, default 1e-6
         What m and v start at, at least 0.
     weight_decay : float, default 0.0
@@ -125,7 +129,8 @@ class Yogi(Optimizer):
 
     References
     ----------
-    Zaheer, Reddi, Sachan, Kale, Kumar, Adaptive methods for nonconvex optimization, 2018.
+    Zaheer, Reddi, Sachan, Kale, Kumar, Adaptive methods for nonconvex optimization, 2018,
+    https://papers.nips.cc/paper/2018/hash/90365351ccc7437a1309dc64e4db32a3-Abstract.html
 
     Examples
     --------

@@ -19,6 +19,8 @@ class Adadelta(Optimizer):
     """
     Adadelta: steps in the units of the parameter, without a rate to tune.
 
+    For problems whose rate nobody has chosen.
+
     ::
 
         v = rho v + (1 - rho) g^2
@@ -37,7 +39,7 @@ class Adadelta(Optimizer):
     eps : float, default 1e-6
         At least 0. It also sets the length of the first steps, sqrt(eps).
     weight_decay : float, default 0.0
-        At least 0.
+        L2 regularization, at least 0.
     maximize : bool, default False
         Ascend.
     **storage

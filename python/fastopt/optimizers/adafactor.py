@@ -28,6 +28,8 @@ class Adafactor(Optimizer):
     """
     Steps as long as a share of the weights, and a second moment of one row and one column.
 
+    For large matrices and little memory.
+
     ::
 
         v = v + t^beta2_decay (g^2 - v)

@@ -20,6 +20,8 @@ class Adagrad(Optimizer):
     """
     Adagrad: every element's rate falls with the sum of its squared gradients.
 
+    For features and embeddings that are seldom there, whose steps stay long.
+
     ::
 
         s = s + g^2
@@ -35,17 +37,17 @@ class Adagrad(Optimizer):
     lr : float or callable, default 1e-2
         Learning rate, at least 0, or a schedule.
     lr_decay : float, default 0.0
-        At least 0.
+        How fast the rate falls by itself, at least 0.
     weight_decay : float, default 0.0
-        At least 0.
+        L2 regularization, at least 0.
     initial_accumulator_value : float, default 0.0
         What s starts at, at least 0.
     eps : float, default 1e-10
-        At least 0.
+        Added to the divisor, at least 0.
     maximize : bool, default False
         Ascend.
     root_mean_square : bool, default False
-        Divide by the root mean square.
+        Divide by the root of the mean of all squares so far, not of their sum.
     **storage
         As for `SGD`.
 
@@ -57,7 +59,7 @@ class Adagrad(Optimizer):
     References
     ----------
     Duchi, Hazan, Singer, Adaptive subgradient methods for online learning and stochastic
-    optimization, 2011.
+    optimization, 2011, https://jmlr.org/papers/v12/duchi11a.html
 
     Examples
     --------

@@ -21,6 +21,8 @@ class Adam(Optimizer):
     """
     Adam: momentum and RMSprop, both corrected for their start at zero.
 
+    For a first try without weight decay; with it, `AdamW`.
+
     ::
 
         m = beta1 m + (1 - beta1) g        m_hat = m / (1 - beta1^t)
@@ -38,7 +40,7 @@ class Adam(Optimizer):
     betas : tuple of two floats, default (0.9, 0.999)
         Decay of the two averages, each in [0, 1).
     eps : float, default 1e-8
-        At least 0.
+        Added to the divisor, at least 0.
     weight_decay : float, default 0.0
         L2 regularization, at least 0.
     amsgrad : bool, default False
@@ -109,6 +111,8 @@ class AdamW(Adam):
     """
     Adam with decoupled weight decay: p = (1 - lr weight_decay) p before Adam's step.
 
+    For a first try, and for transformers.
+
     The decay does not pass through the averages, and so is not divided by sqrt(v).
 
     Parameters
@@ -116,7 +120,7 @@ class AdamW(Adam):
     params, lr, betas, eps, amsgrad, maximize
         As for `Adam`.
     weight_decay : float, default 1e-2
-        At least 0.
+        Of the parameter itself, at least 0.
     cautious : bool, default False
         No step where the first moment is against the gradient, and the others longer: divided by
         their share in the array, or by 1e-3.

@@ -19,6 +19,8 @@ class Adamax(Optimizer):
     """
     Adamax: Adam with the largest of the last gradients in place of their root mean square.
 
+    For embeddings: the steps are bounded by the rate.
+
     ::
 
         m = beta1 m + (1 - beta1) g        m_hat = m / (1 - beta1^t)
@@ -34,9 +36,9 @@ class Adamax(Optimizer):
     betas : tuple of two floats, default (0.9, 0.999)
         Decay of the average and of the maximum, each in [0, 1).
     eps : float, default 1e-8
-        At least 0.
+        Added to the divisor, at least 0.
     weight_decay : float, default 0.0
-        At least 0.
+        L2 regularization, at least 0.
     maximize : bool, default False
         Ascend.
     **storage

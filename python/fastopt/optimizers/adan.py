@@ -20,6 +20,8 @@ class Adan(Optimizer):
     """
     Adan: Adam with Nesterov's look-ahead, by the difference of the last two gradients.
 
+    For large rates and few epochs.
+
     ::
 
         d = g - g_old                               0 in the first step
@@ -40,7 +42,7 @@ class Adan(Optimizer):
     betas : tuple of three floats, default (0.98, 0.92, 0.99)
         Decay of m, u and n, each in [0, 1).
     eps : float, default 1e-8
-        At least 0.
+        Added to the divisor, at least 0.
     weight_decay : float, default 0.0
         Of the parameter itself, at least 0.
     no_prox : bool, default False

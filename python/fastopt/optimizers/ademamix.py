@@ -20,6 +20,8 @@ class AdEMAMix(Optimizer):
     """
     AdEMAMix: AdamW with a second average of the gradients that remembers thousands of steps.
 
+    For long trainings.
+
     ::
 
         m = beta1 m + (1 - beta1) g        m_hat = m / (1 - beta1^t)
@@ -43,9 +45,10 @@ class AdEMAMix(Optimizer):
     alpha : float, default 5.0
         Weight of the slow average, at least 0.
     t_alpha, t_beta3 : float, optional
-        Above 0. ``t_beta3`` needs betas above 0.
+        In how many steps alpha and beta3 reach their values, above 0; None: they have them from the
+        start. ``t_beta3`` needs betas above 0.
     eps : float, default 1e-8
-        At least 0.
+        Added to the divisor, at least 0.
     weight_decay : float, default 0.0
         Of the parameter itself, at least 0.
     maximize : bool, default False

@@ -20,6 +20,8 @@ class ADOPT(Optimizer):
     """
     ADOPT: Adam that divides by the second moment of before this gradient, and then averages.
 
+    For losses that jump: the divisor knows nothing of the gradient that it divides.
+
     ::
 
         v = g^2                                                                        t = 1
@@ -39,11 +41,11 @@ class ADOPT(Optimizer):
     betas : tuple of two floats, default (0.9, 0.9999)
         Decay of the two averages, each in [0, 1).
     eps : float, default 1e-6
-        At least 0.
+        The least divisor, at least 0.
     clip_exp : float, optional, default 1/3
-        In [0, 1]; None: no clipping. The paper has 1/4.
+        Power of the step in the bound of u, in [0, 1]; None: no bound. The paper has 1/4.
     weight_decay : float, default 0.0
-        At least 0.
+        Of the parameter itself, at least 0.
     decoupled : bool, default True
         Decay the parameter itself. Otherwise, weight decay is L2 regularization.
     maximize : bool, default False

@@ -18,6 +18,8 @@ class ASGD(Optimizer):
     """
     Averaged stochastic gradient descent: a decaying rate, and the mean of the iterates beside them.
 
+    For convex losses of noisy gradients: the mean is better than the last iterate.
+
     ::
 
         p = (1 - lambd eta) p - eta g                  eta = lr at first
@@ -52,7 +54,8 @@ class ASGD(Optimizer):
 
     References
     ----------
-    Polyak, Juditsky, Acceleration of stochastic approximation by averaging, 1992.
+    Polyak, Juditsky, Acceleration of stochastic approximation by averaging, 1992,
+    doi:10.1137/0330046.
 
     Examples
     --------

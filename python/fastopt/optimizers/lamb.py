@@ -22,6 +22,8 @@ class LARS(Optimizer):
     """
     SGD whose gradients are brought to a share of the length of the weights, array by array.
 
+    For batches of thousands, of convolutional networks.
+
     ::
 
         r = trust_coeff |p| / (|g| + weight_decay |p| + eps)
@@ -36,17 +38,17 @@ class LARS(Optimizer):
     lr : float or callable, default 1.0
         Learning rate, at least 0, or a schedule.
     momentum : float, default 0.0
-        At least 0.
+        How much of the velocity every step keeps, at least 0.
     dampening : float, default 0.0
         The share of each gradient that does not enter the velocity.
     weight_decay : float, default 0.0
-        At least 0.
+        L2 regularization, at least 0.
     nesterov : bool, default False
-        Needs a momentum and no dampening.
+        Step along the gradient and the new velocity. Needs a momentum and no dampening.
     trust_coeff : float, default 0.001
-        At least 0.
+        The share of its weights' length that an array moves at lr = 1, at least 0.
     eps : float, default 1e-8
-        At least 0.
+        Added to the divisor, at least 0.
     trust_clip : bool, default False
         r is at most lr (LARC): no step is longer than one of SGD with lr = 1.
     always_adapt : bool, default False
@@ -117,6 +119,8 @@ class LAMB(Optimizer):
     """
     Adam whose steps are brought to the length of the weights, array by array.
 
+    For batches of thousands, of transformers.
+
     ::
 
         u = m_hat / (sqrt(v_hat) + eps) + weight_decay p        as in AdamW
@@ -134,9 +138,9 @@ class LAMB(Optimizer):
     betas : tuple of two floats, default (0.9, 0.999)
         Decay of the two averages, each in [0, 1).
     eps : float, default 1e-6
-        At least 0.
+        Added to the divisor, at least 0.
     weight_decay : float, default 0.01
-        At least 0.
+        A part of u, at least 0.
     trust_clip : bool, default False
         The trust ratio is at most 1.
     always_adapt : bool, default False

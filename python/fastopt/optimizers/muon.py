@@ -32,6 +32,8 @@ class Muon(Optimizer):
     """
     Momentum whose steps, each a matrix, have singular values near 1: for hidden layers.
 
+    For the hidden layers of large networks, with `AdamW` beside it for all else.
+
     ::
 
         b = momentum b + (1 - momentum) g
@@ -53,7 +55,7 @@ class Muon(Optimizer):
     weight_decay : float, default 0.1
         Of the parameter itself, at least 0.
     momentum : float, default 0.95
-        In [0, 1).
+        Decay of the average, in [0, 1).
     nesterov : bool, default True
         Let the gradient come into the average once more.
     ns_coefficients : tuple of three floats, default (3.4445, -4.775, 2.0315)
@@ -61,7 +63,7 @@ class Muon(Optimizer):
     eps : float, default 1e-7
         Least value of \\|u\\|, the root of the sum of squares, that divides; at least 0.
     ns_steps : int, default 5
-        From 0 to 99.
+        How often the iteration is repeated, from 0 to 99.
     adjust_lr_fn : {"original", "match_rms_adamw"}, optional
         How r follows from the shape. None is the original; with the other one, rates and decays
         are those of AdamW.
@@ -78,7 +80,8 @@ class Muon(Optimizer):
 
     References
     ----------
-    Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; Liu et al., Muon
+    Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024,
+    https://kellerjordan.github.io/posts/muon/; Liu et al., Muon
     is scalable for LLM training, 2025, arXiv:2502.16982. torch's Muon computes the iteration in
     bfloat16.
 

@@ -21,6 +21,8 @@ class NAdam(Optimizer):
     """
     NAdam: Adam with Nesterov's look-ahead and a momentum that grows towards beta1, as in torch.
 
+    For what Adam is for, with steps that follow the gradients sooner.
+
     ::
 
         mu_t = beta1 (1 - 0.96^(t momentum_decay) / 2),  M = product of all mu so far
@@ -39,7 +41,7 @@ class NAdam(Optimizer):
     betas : tuple of two floats, default (0.9, 0.999)
         Decay of the two averages, each in [0, 1).
     eps : float, default 1e-8
-        At least 0.
+        Added to the divisor, at least 0.
     weight_decay : float, default 0.0
         L2 regularization, at least 0.
     momentum_decay : float, default 4e-3
@@ -58,7 +60,8 @@ class NAdam(Optimizer):
 
     References
     ----------
-    Dozat, Incorporating Nesterov momentum into Adam, 2016.
+    Dozat, Incorporating Nesterov momentum into Adam, 2016,
+    https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
 
     Examples
     --------
@@ -110,6 +113,8 @@ class NAdamW(Optimizer):
     """
     NAdamW: AdamW whose step uses the average after this gradient has come in once more.
 
+    For what `AdamW` is for, with steps that follow the gradients sooner.
+
     ::
 
         m = beta1 m + (1 - beta1) g        m_hat = (beta1 m + (1 - beta1) g) / (1 - beta1^t)
@@ -129,7 +134,7 @@ class NAdamW(Optimizer):
     betas : tuple of two floats, default (0.9, 0.999)
         Decay of the two averages, each in [0, 1).
     eps : float, default 1e-8
-        At least 0.
+        Added to the divisor, at least 0.
     weight_decay : float, default 1e-2
         Of the parameter itself, at least 0.
     maximize : bool, default False

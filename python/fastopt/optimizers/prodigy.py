@@ -37,6 +37,8 @@ class Prodigy(Optimizer):
     """
     AdamW times d, a distance that it learns: lr stays at 1, with a schedule if there is one.
 
+    For a training whose rate nobody knows.
+
     ::
 
         dlr = d lr

@@ -20,6 +20,8 @@ class RAdam(Optimizer):
     """
     RAdam: Adam that begins with plain momentum, until its second moment is of enough gradients.
 
+    For a training without a warm-up.
+
     ::
 
         m = beta1 m + (1 - beta1) g        m_hat = m / (1 - beta1^t)
@@ -42,7 +44,7 @@ class RAdam(Optimizer):
     betas : tuple of two floats, default (0.9, 0.999)
         Decay of the two averages, each in [0, 1).
     eps : float, default 1e-8
-        At least 0.
+        Added to the divisor, at least 0.
     weight_decay : float, default 0.0
         L2 regularization, at least 0.
     decoupled_weight_decay : bool, default False

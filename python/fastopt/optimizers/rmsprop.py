@@ -20,6 +20,8 @@ class RMSprop(Optimizer):
     """
     RMSprop: the rate follows a moving average of the squared gradients.
 
+    For recurrent networks and reinforcement learning, where what is learnt from changes.
+
     ::
 
         v = alpha v + (1 - alpha) g^2
@@ -44,11 +46,11 @@ class RMSprop(Optimizer):
     alpha : float, default 0.99
         Decay of the averages, in [0, 1].
     eps : float, default 1e-8
-        At least 0.
+        Added to the divisor, at least 0.
     weight_decay : float, default 0.0
-        At least 0.
+        L2 regularization, at least 0.
     momentum : float, default 0.0
-        At least 0.
+        How much of the last step every step keeps, at least 0.
     centered : bool, default False
         Divide by the gradients' variance in place of their square: longer steps where they agree.
     maximize : bool, default False
@@ -63,7 +65,8 @@ class RMSprop(Optimizer):
 
     References
     ----------
-    Tieleman, Hinton, Lecture 6.5, Neural networks for machine learning, 2012; centered: Graves,
+    Tieleman, Hinton, Lecture 6.5, Neural networks for machine learning, 2012,
+    https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf; centered: Graves,
     Generating sequences with recurrent neural networks, 2013, arXiv:1308.0850.
 
     Examples

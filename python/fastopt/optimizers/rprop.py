@@ -20,6 +20,8 @@ class Rprop(Optimizer):
     """
     Rprop: every element has a step size, which grows while its gradient keeps the sign.
 
+    For the whole data set at every step, without noise.
+
     ::
 
         s = eta_plus s                             g g_old > 0
@@ -53,7 +55,7 @@ class Rprop(Optimizer):
     References
     ----------
     Riedmiller, Braun, A direct adaptive method for faster backpropagation learning: the RPROP
-    algorithm, 1993.
+    algorithm, 1993, doi:10.1109/ICNN.1993.298623.
 
     Examples
     --------

@@ -161,6 +161,8 @@ class ScheduleFreeSGD(_ScheduleFree):
     """
     SGD that averages its iterates, in the place of a schedule.
 
+    For convolutional networks, in a training that may end at any step.
+
     ::
 
         y = (1 - momentum) z + momentum x        the arrays in training: g is the gradient there
@@ -236,6 +238,8 @@ class ScheduleFreeAdamW(_ScheduleFree):
     """
     AdamW that averages its iterates, in the place of a schedule and of the first moment.
 
+    For transformers, in a training that may end at any step.
+
     ::
 
         v = beta2 v + (1 - beta2) g^2
@@ -254,7 +258,7 @@ class ScheduleFreeAdamW(_ScheduleFree):
     betas : tuple of two floats, default (0.9, 0.999)
         The share of x in y, in (0, 1), and the decay of the average of squares, in [0, 1).
     eps : float, default 1e-8
-        At least 0.
+        Added to the divisor, at least 0.
     weight_decay : float, default 0.0
         At y, at least 0.
     warmup_steps, r, weight_lr_power, maximize

@@ -20,6 +20,8 @@ class SGD(Optimizer):
     """
     Stochastic gradient descent, with momentum or Nesterov's accelerated gradient.
 
+    For convolutional networks: with momentum, a schedule, and time to tune both.
+
     ::
 
         p = p - lr g                                                      momentum = 0
@@ -49,15 +51,15 @@ class SGD(Optimizer):
     lr : float or callable, default 1e-3
         Learning rate, at least 0, or a schedule: ``lr(opt.steps)`` is the rate of a step.
     momentum : float, default 0.0
-        At least 0.
+        How much of the velocity every step keeps, at least 0.
     dampening : float, default 0.0
         The share of each gradient that does not enter the velocity.
     weight_decay : float, default 0.0
-        At least 0.
+        L2 regularization: ``weight_decay`` p is added to the gradient; at least 0.
     nesterov : bool, default False
-        Needs a momentum and no dampening.
+        Step along the gradient and the new velocity. Needs a momentum and no dampening.
     maximize : bool, default False
-        Ascend.
+        Ascend: step along the gradient, not against it.
     zero_start : bool, default False
         Dampen the first gradient, too.
     **storage
@@ -71,9 +73,10 @@ class SGD(Optimizer):
 
     References
     ----------
-    Polyak, Some methods of speeding up the convergence of iteration methods, 1964.
+    Polyak, Some methods of speeding up the convergence of iteration methods, 1964,
+    doi:10.1016/0041-5553(64)90137-5.
     Sutskever, Martens, Dahl, Hinton, On the importance of initialization and momentum in deep
-    learning, 2013.
+    learning, 2013, https://proceedings.mlr.press/v28/sutskever13.html
 
     Examples
     --------

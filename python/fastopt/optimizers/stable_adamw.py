@@ -20,6 +20,8 @@ class StableAdamW(Optimizer):
     """
     AdamW with update clipping: a step is shorter where gradients outgrow their average.
 
+    For losses that jump: the step is shorter where gradients are new.
+
     ::
 
         m = b1 m + (1 - b1) g        b1 = (beta1^t - beta1) / (beta1^t - 1), b2 likewise: no bias
@@ -38,9 +40,9 @@ class StableAdamW(Optimizer):
     betas : tuple of two floats, default (0.9, 0.99)
         Decay of the two averages, each in [0, 1).
     eps : float, default 1e-6
-        At least 0.
+        Added to the divisor, at least 0.
     weight_decay : float, default 1e-2
-        At least 0.
+        Of the parameter itself, at least 0.
     maximize : bool, default False
         Ascend.
     **storage
