@@ -68,10 +68,15 @@ TensorOptimizer::Result TensorOptimizer::step(const Settings& settings, py::hand
   for (size_t i = 0; i < used_; ++i) lay_out(slots_[i], settings);
   if (used_ > 0 && rule(slots_[0]).prepares) make_stacks();
   Result result = run(settings, request);
-  if (!result.skipped) count(owner.attr("state"));
+  const auto& [is_step, combined] = result.applied;
+  if (is_step) count(owner.attr("state"));
   for (size_t i = 0; i < used_; ++i) {
-    if (!result.skipped) result.changed.append(slots_[i].param);
+    if (is_step) result.changed.append(slots_[i].param);
     if (request.zero_grads) result.changed.append(slots_[i].grad);
+  }
+  if (is_step && used_ > 0 && rule(slots_[0]).over_all) {
+    const std::vector<py::str>& names = rule(slots_[0]).coefficients;
+    for (size_t k = 0; k < names.size(); ++k) result.combined[names[k]] = combined[k];
   }
   return result;
 }
@@ -236,7 +241,7 @@ TensorOptimizer::Result TensorOptimizer::run(const Settings& settings, const Req
       prepare(settings, array_steps_, scale);
       change_stacks();
     }
-    apply(settings, array_steps_, scale, request.zero_grads);
+    result.applied = apply(settings, array_steps_, scale, request.zero_grads);
   } else if (request.zero_grads) {
     zero_gradients(settings, array_steps_);
   }
@@ -298,9 +303,9 @@ void bind_tensor_optimizer(py::module_& m) {
             if (threads > 0 && settings.threads == CurrentSettings::global.threads) {
               settings.threads = threads;
             }
-            auto [norm, skipped, changed] =
+            const TensorOptimizer::Result result =
                 optimizer.step(settings, owner, {loss_scale, max_norm, skip_nonfinite, zero_grads});
-            return py::make_tuple(norm, skipped, changed);
+            return py::make_tuple(result.norm, result.skipped, result.changed, result.combined);
           },
           py::arg("owner"), py::arg("threads"), py::arg("loss_scale"), py::arg("max_norm"),
           py::arg("skip_nonfinite"), py::arg("zero_grads"));

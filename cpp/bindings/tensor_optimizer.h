@@ -51,7 +51,9 @@ class TensorOptimizer {
   struct Result {
     std::optional<double> norm;  // of all gradients, where it was asked for
     bool skipped = false;
-    py::list changed;  // tensors
+    Applied applied{false};
+    py::list changed;   // tensors
+    py::dict combined;  // where a rule over all arrays made a step, its coefficients after that
   };
 
   // Steps all parameters in the owner's `param_groups` that have a gradient, or none. Their states

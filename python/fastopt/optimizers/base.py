@@ -193,6 +193,9 @@ class Optimizer:
     def _check_together(self, options: Mapping[str, Any]) -> None:
         """Raises ValueError for hyper-parameters that do not go together."""
 
+    def _check_groups(self, all_options: Sequence[Mapping[str, Any]]) -> None:
+        """Raises ValueError for groups that do not go together, where all share numbers."""
+
     # The public face.
 
     def step(
@@ -870,6 +873,8 @@ class Optimizer:
         options = self._groups[index]._options
         if numbers is not None:
             options = {**options, **numbers}
+        if self._numbers and len(self._groups) > 1:
+            self._check_groups([{**group._options, **self._numbers} for group in self._groups])
         lr = options["lr"]
         rate = self._lr(options) if callable(lr) else lr
         return self._coefficients(options, rate, t, started)

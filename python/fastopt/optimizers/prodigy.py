@@ -135,10 +135,9 @@ class Prodigy(Optimizer):
     def _rule(self, options: Mapping[str, Any]) -> str:
         return "prodigy"
 
-    def _check_groups(self) -> None:
+    def _check_groups(self, all_options: Sequence[Mapping[str, Any]]) -> None:
         caller = f"{type(self).__name__}.step"
-        all_options = [group._options for group in self._groups]
-        for name in _COMMON:
+        for name in (*_COMMON, "d", "d_max", "d_numerator"):
             values = [options[name] for options in all_options]
             if any(value != values[0] for value in values):
                 raise ValueError(f"{caller}: the groups have different {name}, {shown(values)}")
@@ -149,8 +148,6 @@ class Prodigy(Optimizer):
     def _coefficients(
         self, options: Mapping[str, Any], lr: float, t: int, started: bool
     ) -> dict[str, float]:
-        if len(self._groups) > 1:
-            self._check_groups()
         d, beta3 = options["d"], options["beta3"]
         beta1, beta2 = options["betas"]
         beta3 = math.sqrt(beta2) if beta3 is None else beta3

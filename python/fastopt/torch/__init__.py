@@ -1,9 +1,8 @@
 """
 The optimizers over PyTorch's tensors: `fastopt.torch.AdamW` takes the place of torch.optim.AdamW.
 
-Every optimizer of the library but `fastopt.Prodigy`, which has a number of all groups together, is
-here, generated from `fastopt.Optimizer.registry`; and torch's normalization layers, with this
-library's forward and backward passes.
+Every optimizer of the library is here, generated from `fastopt.Optimizer.registry`; and torch's
+normalization layers, with this library's forward and backward passes.
 """
 
 from __future__ import annotations
@@ -25,16 +24,11 @@ from fastopt.torch import norm as _norm
 from fastopt.torch.norm import *
 from fastopt.torch.optimizers import door as _door
 
-_OPTIMIZERS = [
-    name
-    for name, cls in _Optimizer.registry.items()
-    if all(state.number != "optimizer" for state in cls._special_states)
-]
-__all__ = [*_OPTIMIZERS, *_norm.__all__]
+__all__ = [*_Optimizer.registry, *_norm.__all__]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _OPTIMIZERS:
+    if name not in _Optimizer.registry:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return _door(name)
 

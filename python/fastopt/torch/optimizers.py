@@ -109,7 +109,9 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         classes = torch.Tensor, torch.nn.Parameter
         self._core = _core.TensorOptimizer(type(self).__name__, self._names(), classes)
         self._options: dict[int, dict[str, Any]] = {}  # of groups, as the rule takes them
-        self._shared = [s for s in self._like._special_states if s.number == "group"]
+        special = self._like._special_states
+        self._shared = [s for s in special if s.number in ("group", "optimizer")]
+        self._of_all = [s.name for s in special if s.number == "optimizer"]
         self._pending: dict[int, dict[str, float]] = {}
         self._begun: dict[tuple[int, str], torch.Tensor] = {}  # by the step under way
 
@@ -135,7 +137,8 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
                 raise ValueError(f"{where}: {name} is True, which fastopt has not")
         self._checked({name: options[name] for name in self._names() if name in options})
         for state in self._shared:
-            param_group.setdefault(state.name, state.fill(options))
+            known = self.param_groups[0] if self.param_groups and state.name in self._of_all else {}
+            param_group.setdefault(state.name, known.get(state.name, state.fill(options)))
         super().add_param_group(param_group)
         for name in _CALL:
             self.param_groups[-1].pop(name, None)
@@ -197,13 +200,18 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
     ) -> dict[str, float]:
         options = self._options[index]
         if numbers or self._shared:
-            group = self.param_groups[index]
-            shared = {state.name: group[state.name] for state in self._shared}
-            options = {**options, **numbers, **shared}
+            options = {**self._with_shared(index), **numbers}
+        if self._of_all and len(self.param_groups) > 1:
+            self._like._check_groups([*map(self._with_shared, range(len(self.param_groups)))])
         values: dict[str, float] = self._like._coefficients(options, options["lr"], t, started)
-        if self._shared:
+        if self._shared and not self._of_all:
             self._pending[index] = {state.name: values.pop(state.name) for state in self._shared}
         return values
+
+    def _with_shared(self, index: int) -> dict[str, Any]:
+        """A group's options, and the numbers of all its parameters."""
+        group = self.param_groups[index]
+        return self._options[index] | {state.name: group[state.name] for state in self._shared}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # in a compiled step, too
     def _new_states(self, param: torch.Tensor, index: int, names: list[str]) -> dict[str, Any]:
@@ -366,7 +374,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         scale = getattr(self, "grad_scale", None)
         threads = 0 if _config.threads_are_chosen() else torch.get_num_threads()
         self._begun.clear()
-        self.grad_norm, skipped, changed = self._core.step(
+        self.grad_norm, skipped, changed, combined = self._core.step(
             self,
             threads,
             1.0 if scale is None else scale.item(),
@@ -382,6 +390,9 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         elif self._pending:
             for index, numbers in self._pending.items():
                 self.param_groups[index].update(numbers)
+        if combined:
+            for group in self.param_groups:
+                group.update({name: combined[name] for name in self._of_all})
         self._pending.clear()
         return loss
 
