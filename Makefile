@@ -5,7 +5,7 @@ SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*/*) build/modules
 MODULES = $(sort $(wildcard python/fastopt/*.py python/fastopt/*/*.py))
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch test-oracles test-mpi test-isas test-qemu test-aarch64 test-exhaustive test-fuzz \
+.PHONY: test test-torch test-oracles mpi test-mpi test-isas test-qemu test-aarch64 test-exhaustive test-fuzz \
 	test-forks test-sanitized test-sdist demo docs pictures bench bench-compare count-instructions \
 	lint format wheels sdist clean
 
@@ -44,9 +44,12 @@ test-oracles: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps $(ORACLES)
 	$(BIN)/python -m pytest -m oracle
 
-test-mpi: $(VENV)/.installed
+mpi: $(VENV)/.installed
 	$(BIN)/python -c 'import mpi4py, pytest_mpi' 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet mpi4py mpich mpi-pytest
+
+test-mpi: mpi
+	$(BIN)/python -m pytest tests/test_docs.py tests/test_examples.py -k distributed
 	for ranks in 1 2 3; do \
 		MPIEXEC_TIMEOUT=300 $(BIN)/mpiexec -n $$ranks $(BIN)/python -m pytest -p mpi-pytest \
 			-m "parallel[$$ranks]" tests/test_distributed.py || exit 1; \
@@ -111,7 +114,7 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build
 
 # The pictures of the gallery, drawn anew by the examples.
-pictures: $(VENV)/.installed
+pictures: mpi
 	$(BIN)/python docs/draw_pictures.py
 
 demo: $(VENV)/.installed

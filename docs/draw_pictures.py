@@ -11,9 +11,11 @@ from PIL import Image
 
 DOCS = Path(__file__).parent
 EXAMPLES = DOCS.parent / "examples"
+ON_RANKS = [Path(sys.executable).with_name("mpiexec"), "-n", "2"]
 
 for name in re.findall(r"\(pictures/(\w+)\.png\)", (DOCS / "gallery.md").read_text()):
-    subprocess.run([sys.executable, EXAMPLES / f"{name}.py"], check=True)
+    launched = ON_RANKS if name == "train_distributed" else []
+    subprocess.run([*launched, sys.executable, EXAMPLES / f"{name}.py"], check=True)
     with Image.open(EXAMPLES / "output" / f"{name}.png") as picture:
         small = picture.convert("RGB")
         small.thumbnail((1200, 1200))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -30,14 +31,19 @@ class MLP:
     """
 
     def __init__(
-        self, widths: list[int], *, rng: np.random.Generator, batch_norm: bool = True
+        self,
+        widths: list[int],
+        *,
+        rng: np.random.Generator,
+        batch_norm: bool = True,
+        norm_class: Callable[..., fastopt.BatchNorm] = fastopt.BatchNorm,
     ) -> None:
         self.layers: list[dict[str, Any]] = []
         self.norms: list[fastopt.BatchNorm | None] = []
         for n_in, n_out in pairwise(widths):
             hidden = len(self.layers) < len(widths) - 2
             normalized = hidden and batch_norm
-            norm = fastopt.BatchNorm(n_out, activation="relu") if normalized else None
+            norm = norm_class(n_out, activation="relu") if normalized else None
             layer: dict[str, Any] = {"W": fastopt.init.he_normal((n_in, n_out), rng=rng)}
             if norm is not None:
                 layer["norm"] = norm.params  # its shift is the bias

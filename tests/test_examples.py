@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import runpy
 import shutil
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib
@@ -47,3 +49,16 @@ def test_draws(command: str, examples: Path, monkeypatch: pytest.MonkeyPatch) ->
         runpy.run_path(str(examples / f"{name}.py"), run_name="__main__")
     plt.close("all")
     assert (examples / "output" / f"{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(not find_spec("mpi4py"), reason="`make test-mpi` installs mpi4py")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_distributed(ranks: int, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("MPIEXEC_TIMEOUT", "100")
+    picture = examples / "output" / "train_distributed.png"
+    picture.unlink(missing_ok=True)
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    script = [sys.executable, str(examples / "train_distributed.py"), "--epochs", "2"]
+    subprocess.run([str(mpiexec), "-n", str(ranks), *script], check=True)
+    assert picture.stat().st_size > 10_000
