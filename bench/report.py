@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import html
+import io
+import itertools
+import math
 import os
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import compare_storage
 import fastopt
 import peers
 from compare_optimizers import size_name
-from interleave import OURS, Ratio, Result, duration, markdown
+from interleave import OURS, Result, duration, markdown
 
 ABOUT = """\
 A ratio is another's time over fastopt's, the median of many rounds with its quartiles: above 1,
@@ -41,6 +44,7 @@ form, a loop over the arrays or lists of them. Bytes are those that an element m
 first add up need more than their floor, which moves every stream once.
 """
 
+BY_SIZE = "A step of AdamW, by size"
 STORAGES = "Parameters and states of fewer bytes"
 
 OTHERS: Mapping[str, Sequence[str]] = {
@@ -92,23 +96,19 @@ def topic(result: Result) -> str:
     if "states" in name or "master" in name:
         return STORAGES
     by_size = result.row.size and name.startswith("AdamW, ")
-    return "A step of AdamW, by size" if by_size else "Other steps"
+    return BY_SIZE if by_size else "Other steps"
 
 
 def picture(title: str) -> str:
     return f"benchmarks_{re.sub(r'[^a-z]+', '_', title.lower())}.svg"
 
 
-def cell(ratio: Ratio | None) -> str:
-    return str(ratio or "").replace("\N{NO-BREAK SPACE}", " ")  # narrow screens break it
-
-
 def by_size(results: Sequence[Result]) -> list[list[str]]:
-    lines = [["elements", "time", "of the floor", *OTHERS]]
+    lines = [["size", "time", "of the floor", *OTHERS]]
     for result in results:
         ratios = [result.ratio(names) for names in (result.floors(), *OTHERS.values())]
         time = duration(result.median(OURS))
-        lines.append([size_name(result.row.size), time, *map(cell, ratios)])
+        lines.append([size_name(result.row.size), time, *(str(ratio or "") for ratio in ratios)])
     return lines
 
 
@@ -117,8 +117,8 @@ def beside_torch(results: Sequence[Result]) -> list[list[str]]:
     for result in results:
         ratio = result.ratio(peers.TORCH)
         if ratio is not None:
-            time, floor = duration(result.median(OURS)), cell(result.ratio(result.floors()))
-            lines.append([result.row.name, time, floor, cell(ratio)])
+            time, floor = duration(result.median(OURS)), str(result.ratio(result.floors()) or "")
+            lines.append([result.row.name, time, floor, str(ratio)])
     return lines
 
 
@@ -126,26 +126,48 @@ def by_storage(results: Sequence[Result]) -> list[list[str]]:
     others = {"torch, float32": peers.TORCH, **{name: [name] for name in compare_storage.OF_8_BITS}}
     lines = [["work", "time", *others]]
     for result in results:
-        ratios = [cell(result.ratio(names)) for names in others.values()]
+        ratios = [str(result.ratio(names) or "") for names in others.values()]
         lines.append([result.row.name, duration(result.median(OURS)), *ratios])
     return lines
 
 
-def draw_bars(axes: Any, results: Iterable[Result]) -> None:
-    """The best of torch over ours, with the quartiles."""
+def draw_bars(results: Iterable[Result]) -> str:
+    """The best of torch over ours, with the quartiles; names stand above, for narrow screens."""
     bars = [(r.row.name, ratio) for r in results if (ratio := r.ratio(peers.TORCH))]
-    for y, (_, ratio) in enumerate(reversed(bars)):
-        color = "C0" if ratio.median >= 1 else "C3"
-        axes.barh(y, ratio.median - 1, left=1, color=color)
-        axes.plot([ratio.low, ratio.high], [y, y], color="black", linewidth=1)
-        axes.text(ratio.high, y, f" {ratio.median:.3g}", va="center", fontsize=8)
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_yticks(range(len(bars)), [name for name, _ in reversed(bars)], fontsize=8)
-    axes.set(xscale="log", xlabel="best time of torch / time of fastopt")
-    axes.margins(x=0.2, y=0.01)
+    least = min([1.0, *(ratio.low for _, ratio in bars)])
+    most = max([2.0, *(ratio.high for _, ratio in bars)])
+
+    def x(ratio: float) -> int:
+        return round(5 + 310 * math.log(ratio / least) / math.log(most / least))
+
+    lines = []
+    for y, (name, ratio) in zip(itertools.count(30, 30), bars, strict=False):
+        color = "#1f77b4" if ratio.median >= 1 else "#d62728"
+        bar = f"M{x(1)} {y + 20}H{x(ratio.median)}"
+        spread = f"M{x(ratio.low)} {y + 20}H{x(ratio.high)}"
+        lines += [
+            f'<text x="5" y="{y + 12}">{html.escape(name)}</text>',
+            f'<path d="{bar}" stroke="{color}" stroke-width="10"/>',
+            f'<path d="M{x(1)} {y + 14}v12{spread}" stroke="#000"/>',
+            f'<text x="{x(ratio.high) + 4}" y="{y + 24}">{ratio.median:.3g}</text>',
+        ]
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="360" height="{30 * len(bars) + 36}" '
+        'font-family="sans-serif" font-size="11">',
+        '<rect width="100%" height="100%" fill="#fff"/>',
+        '<text x="5" y="16">best time of torch / time of fastopt</text>',
+    ]
+    return "\n".join([*head, *lines, "</svg>\n"])
 
 
-def draw_sizes(axes: Any, results: Sequence[Result]) -> None:
+def draw_sizes(results: Sequence[Result]) -> str:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fastopt"})
+    figure, axes = plt.subplots(figsize=(5, 5), layout="tight")
     for peer, names in {**OTHERS, "floor": []}.items():
         of_peer = [
             (r.row.size, ratio)
@@ -164,27 +186,12 @@ def draw_sizes(axes: Any, results: Sequence[Result]) -> None:
     axes.set(ylabel="time of the others / time of fastopt")
     axes.grid(alpha=0.3)
     axes.legend()
-
-
-def draw(topics: Mapping[str, Sequence[Result]], folder: Path) -> None:
-    """A picture each of AdamW by size, the other steps, and what a layer does."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fastopt"})
-    folder.mkdir(parents=True, exist_ok=True)
-    for title, results in topics.items():
-        if not results:
-            continue
-        sizes = title.endswith("by size")
-        shown = [r for r in results if " out=" not in r.row.name]
-        figure, axes = plt.subplots(figsize=(7, 5 if sizes else 1.2 + 0.22 * len(shown)))
-        (draw_sizes if sizes else draw_bars)(axes, shown)
-        figure.tight_layout()
-        figure.savefig(folder / picture(title), metadata={"Date": None})
-        plt.close(figure)
+    drawn = io.StringIO()
+    figure.savefig(
+        drawn, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    )
+    plt.close(figure)
+    return re.sub(r"(\.\d)\d+", r"\1", drawn.getvalue())
 
 
 def write(results: Sequence[Result], rules: Sequence[Sequence[str]], output: Path) -> None:
@@ -194,14 +201,17 @@ def write(results: Sequence[Result], rules: Sequence[Sequence[str]], output: Pat
     for result in results:
         if result.threads == threads:
             topics.setdefault(topic(result), []).append(result)
-    draw(topics, output / "pictures")
+    (output / "pictures").mkdir(parents=True, exist_ok=True)
     parts = ["# Benchmarks\n", ABOUT, COST]
     for title, chosen in topics.items():
         parts += [f"## {title}\n", f"![{title}](pictures/{picture(title)})\n"]
-        table = {"A step of AdamW, by size": by_size, STORAGES: by_storage}.get(title, beside_torch)
+        drawn = draw_sizes(chosen) if title == BY_SIZE else draw_bars(chosen)
+        (output / "pictures" / picture(title)).write_text(drawn)
+        table = {BY_SIZE: by_size, STORAGES: by_storage}.get(title, beside_torch)
         parts.append(markdown(table(chosen)))
     if len(rules) > 1:
         parts += ["## The other rules\n", RULES, markdown(rules)]
     facts = [["", f"{threads} threads"], *map(list, machine().items())]
     parts += ["## The machine\n", markdown(facts)]
-    (output / "benchmarks.md").write_text("\n".join(parts))
+    page = "\n".join(parts).replace("\N{NO-BREAK SPACE}", " ")  # narrow screens break there
+    (output / "benchmarks.md").write_text(page)

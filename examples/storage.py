@@ -116,7 +116,7 @@ def main() -> None:
 
     figure, (curves, points) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     print(f"{'':42}{'characters':>12}{'digits':>9}{'accuracy %':>13}")
-    for i, (name, storage) in enumerate(tqdm(STORAGES.items(), unit="storage")):
+    for i, (name, storage) in enumerate(tqdm(STORAGES.items(), unit="storage", disable=None)):
         by_step = characters_loss(storage, arguments.steps)
         results = [digits_loss(storage, seed, arguments.epochs) for seed in range(3)]
         loss, accuracy = np.mean(results, axis=0)
