@@ -70,7 +70,7 @@ GROUPS: dict[str, dict[str, Make]] = {
         "RAdam": lambda w: fastopt.RAdam(w, lr=0.3),
         "Adamax": lambda w: fastopt.Adamax(w, lr=0.5),
         "StableAdamW": lambda w: fastopt.StableAdamW(w, lr=0.3, weight_decay=0.0),
-        "Prodigy": lambda w: fastopt.Prodigy(w, d0=0.1),
+        "Prodigy": lambda w: fastopt.Prodigy(w, d0=0.1, d_coef=0.3),
     },
     "Adam with other averages": {
         "AdaBelief": lambda w: fastopt.AdaBelief(w, lr=0.3),

@@ -249,8 +249,7 @@ def main() -> None:
     runs = {}
     total = len(cases) * arguments.epochs
     print(f"{len(cases)} trainings of at most {arguments.epochs} epochs")
-    # The matrices are small: a second thread of BLAS would only wait. A log gets no bar.
-    with threadpool_limits(1), tqdm(total=total, unit="epoch", disable=None) as bar:
+    with tqdm(total=total, unit="epoch", disable=None) as bar:  # none in a log
         for name, normed in cases:
             bar.set_description(f"{name}, {'with' if normed else 'without'} batch norm")
             runs[name, normed] = train(name, normed, arguments.epochs, splits, bar)
@@ -276,4 +275,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with threadpool_limits(1):  # the matrices are small: a second thread of BLAS would only wait
+        main()

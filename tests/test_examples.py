@@ -62,3 +62,10 @@ def test_distributed(ranks: int, examples: Path, monkeypatch: pytest.MonkeyPatch
     script = [sys.executable, str(examples / "train_distributed.py"), "--epochs", "2"]
     subprocess.run([str(mpiexec), "-n", str(ranks), *script], check=True)
     assert picture.stat().st_size > 10_000
+
+
+def test_the_paths_of_every_optimizer_are_drawn() -> None:
+    drawn = (EXAMPLES / "optimizer_paths.py").read_text()
+    needs_matrices, like_adam_without_decay = "Muon", "AdamW"
+    missing = {name for name in fastopt.Optimizer.registry if f"fastopt.{name}(" not in drawn}
+    assert missing == {needs_matrices, like_adam_without_decay}
