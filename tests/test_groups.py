@@ -167,6 +167,16 @@ def test_a_misspelt_option(cls: Any) -> None:
         cls([{"params": np.ones((2, 2)), "maximise": True}])
 
 
+def test_an_option_that_none_is_like() -> None:
+    known = "lr, momentum, weight_decay, maximize, state_dtype, master_weights, rounding, seed"
+    message = f"SignSGD: unknown hyper-parameter 'learning_rate'; known are {known}"
+    sign_sgd: Any = fastopt.SignSGD
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        sign_sgd(learning_rate=0.1)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        sign_sgd([{"params": np.ones(2), "learning_rate": 0.1}])
+
+
 def test_an_option_of_a_derived_class() -> None:
     class Named(SGD):
         def __init__(self, params: Any, **options: Any) -> None:

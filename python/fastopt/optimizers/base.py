@@ -142,7 +142,7 @@ class Optimizer:
         self._defaults = own
         given = options.get("storage", {})
         for name in given.keys() - storage.DEFAULTS.keys():
-            meant = did_you_mean(name, {*own, *storage.DEFAULTS})
+            meant = did_you_mean(name, [*own, *storage.DEFAULTS])
             raise TypeError(f"{type(self).__name__}: unknown hyper-parameter {name!r}{meant}")
         self._defaults = self._checked({**own, **given})
         self._forget()
@@ -665,7 +665,7 @@ class Optimizer:
         caller = type(self).__name__
         checked = {}
         for name, value in options.items():
-            known = {*self._defaults, *storage.DEFAULTS}
+            known = {**self._defaults, **storage.DEFAULTS}
             if name not in known:
                 meant = did_you_mean(name, known)
                 raise ValueError(f"{caller}: unknown hyper-parameter {name!r}{meant}")

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return a hint at the known name that is closest, for the end of a message."""
+    """Return a hint at the known name that is closest, or at all, for the end of a message."""
     close = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
 
 
 def writable(tree: Any) -> Any:
