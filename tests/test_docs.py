@@ -7,6 +7,7 @@ import inspect
 import io
 import re
 import runpy
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import fastopt
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ALL_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.M | re.S)
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text())]
 BESIDE = re.compile(r"^import (jax|torch)$", re.M)  # what `make test-torch` installs
@@ -57,11 +59,23 @@ def test_code_beside_other_libraries_runs(page: Path) -> None:
     run(page, beside=True)
 
 
-def test_pages_with_code_are_found() -> None:
-    assert {"README.md", "lectures.md", "optimizers.md"} <= {page.name for page in WITH_CODE}
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.name)
+def test_there_is_no_block_of_code_that_does_not_run(page: Path) -> None:
+    rest = BLOCK.sub("", page.read_text())
+    others = set(re.findall(r"^\W*(?:```|~~~)`*([^`\s].*)", rest, re.M))
+    assert {other for other in others if not other.startswith("{")} <= {"sh"}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.name)
+def test_commands_exist(page: Path) -> None:
+    text = page.read_text()
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.M)) <= set(targets)
+    extras = ",".join(re.findall(r"pip install '?\.\[([\w,]+)\]", text)).split(",")
+    assert set(extras) - {""} <= set(metadata.metadata("fastopt").get_all("Provides-Extra") or ())
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
