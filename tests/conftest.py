@@ -20,7 +20,7 @@ collect_ignore_glob = [] if find_spec("expecttest") else ["test_torch_*.py"]
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """What runs on several ranks needs the plugin that `make test-mpi` names."""
-    if collection_path.name != "test_distributed.py":
+    if not collection_path.name.startswith("test_distributed"):
         return None
     return not config.pluginmanager.has_plugin("mpi-pytest")
 

@@ -516,6 +516,23 @@ def test_blocks_of_another_order_are_converted() -> None:
     assert np.abs(here - there).max() <= np.abs(there).max() / 10
 
 
+def test_states_are_converted_to_blocks_of_another_order() -> None:
+    state = trained({}, 3, "F")[0].state_dict()
+    opt, _ = trained({"state_dtype": "8bit"}, 3, "F")
+    opt.load_state_dict(state, convert=True)
+    here = codecs.decode(opt._states[0]["exp_avg"], opt._states[0]["exp_avg_scale"], signed=True)
+    there = state["state.W.exp_avg"]
+    assert np.abs(here - there).max() <= np.abs(there).max() / 10
+
+
+def test_a_state_without_a_step_cannot_be_converted() -> None:
+    state = trained({}, 3)[0].state_dict()
+    del state["state.W.step"]
+    opt, _ = trained({"state_dtype": "8bit"}, 3)
+    with pytest.raises(ValueError, match=r"of another model: missing state\.W\.step"):
+        opt.load_state_dict(state, convert=True)
+
+
 @pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit"}], ids=str)
 def test_states_without_axes_are_converted(options: dict[str, Any]) -> None:
     """Those of so few elements are float32 in both."""

@@ -35,11 +35,19 @@ def decoded(array: NDArray[Any], text: bool) -> Any:
     return tuple(None if x != x else x for x in value) if isinstance(value, list) else value
 
 
-def read(caller: str, state_dict: Any, own: Iterable[NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return the entries as arrays: copies of those that may lie in the loader's `own` arrays."""
+def check_mapping(caller: str, state_dict: Any) -> None:
+    """Raise TypeError if it is none, or has another key than a string."""
     if not isinstance(state_dict, Mapping):
         name = type(state_dict).__name__
         raise TypeError(f"{caller}: state_dict is of type {name}, expected a mapping")
+    for key in state_dict:
+        if not isinstance(key, str):
+            raise TypeError(f"{caller}: state_dict has the key {shown(key)}, expected str")
+
+
+def read(caller: str, state_dict: Any, own: Iterable[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the entries as arrays: copies of those that may lie in the loader's `own` arrays."""
+    check_mapping(caller, state_dict)
     extents = sorted(byte_bounds(array) for array in own)
     begins, reach = (
         [begin for begin, _ in extents],
@@ -47,8 +55,6 @@ def read(caller: str, state_dict: Any, own: Iterable[NDArray[Any]]) -> dict[str,
     )
     arrays = {}
     for key, value in state_dict.items():
-        if not isinstance(key, str):
-            raise TypeError(f"{caller}: state_dict has the key {shown(key)}, expected str")
         try:
             array = np.asarray(value)
         except Exception as error:

@@ -41,10 +41,11 @@ def piece_of(array: Array, piece: Piece, divisible: bool) -> Array:
     begin, end = piece
     if divisible:
         return array.reshape(-1)[begin:end]
-    return array if end > begin else array[:0]
+    return array if end > begin or not array.size else array[:0]
 
 
-def _elements(array: Array, begin: int, end: int) -> Array:
+def elements(array: Array, begin: int, end: int) -> Array:
+    """Return some elements in C order: a view where the array lies so, else a copy."""
     return array.reshape(-1)[begin:end] if array.flags.c_contiguous else array.flat[begin:end]
 
 
@@ -55,11 +56,33 @@ def _set_elements(array: Array, begin: int, end: int, values: Array) -> None:
         array.flat[begin:end] = values
 
 
+def _flat_view(arrays: Sequence[Array | None]) -> Array | None:
+    """Return the one array that these are in memory, each behind the one before it, if they are."""
+    found: list[Array] = []
+    for array in arrays:
+        if array is None or not array.flags.c_contiguous:
+            return None
+        if array.size:
+            if found and _address(array) != _address(found[-1]) + found[-1].nbytes:
+                return None
+            found.append(array)
+    if not found:
+        return None
+    size = sum(array.size for array in found)
+    return np.lib.stride_tricks.as_strided(found[0].reshape(-1), (size,), (found[0].itemsize,))
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
 class Exchange:
     """
-    Sums and copies of arrays of one dtype, a bucket at a time: a row of it for every rank.
+    Sums and copies of arrays of one dtype.
 
-    The elements that a rank steps follow each other; so many of every rank are a bucket.
+    The elements that a rank steps follow each other. They go over the wire as they lie, where the
+    arrays are one in memory, and else through a buffer: a bucket of so many of every rank.
     """
 
     def __init__(
@@ -72,74 +95,130 @@ class Exchange:
         reproducible: bool,
     ) -> None:
         self._comm, self._reproducible = comm, reproducible
-        self._first, self._sum_dtype = members[0], compute_dtype(dtype)
+        self._members, self._dtype, self._sum_dtype = members, dtype, compute_dtype(dtype)
         self._pieces = [{i: own[i] for i in members if own[i][0] < own[i][1]} for own in pieces]
         self._lengths = [sum(end - begin for begin, end in p.values()) for p in self._pieces]
         row = bucket_bytes // (self._sum_dtype.itemsize * comm.size)
-        self._row = max(BLOCK, -(-row // BLOCK) * BLOCK)
+        self._row = min(max(BLOCK, -(-row // BLOCK) * BLOCK), max(self._lengths))
+        in_turn = [(i, begin) for own in self._pieces for i, (begin, _) in own.items()]
+        self._in_order = in_turn == sorted(in_turn)
 
-    def _buckets(self) -> Iterator[tuple[int, int]]:
-        longest = max(self._lengths)
-        for low in range(0, longest, self._row):
-            yield low, min(self._row, longest - low)
+    def flat_params(self, arrays: Sequence[Array]) -> Array | None:
+        """Return the arrays as one, if they are, and the ranks' elements are in turn in it."""
+        return _flat_view([arrays[i] for i in self._members]) if self._in_order else None
 
-    def _parts(self, rank: int, low: int, n: int) -> Iterator[tuple[int, int, int, int]]:
-        """Of a rank's row in a bucket: array, its first element and end, and where in the row."""
-        before = 0
-        for i, (begin, end) in self._pieces[rank].items():
-            first, last = max(low, before), min(low + n, before + end - begin)
-            if first < last:
-                yield i, begin + first - before, begin + last - before, first - low
-            before += end - begin
+    def flat_grads(self, grads: Sequence[Array | None]) -> Array | None:
+        """Return the gradients as one that can be added up as it is, if they are."""
+        in_order = self._in_order and self._dtype == self._sum_dtype
+        return _flat_view([grads[i] for i in self._members]) if in_order else None
 
-    def sum_up(self, grads: Sequence[Array | None], weight: float) -> dict[int, Array]:
-        """Return the sums of all ranks' arrays, times their weights, of this rank's pieces."""
-        comm = self._comm
-        rows = np.zeros((comm.size, min(self._row, max(self._lengths))), self._sum_dtype)
-        own = np.empty(self._lengths[comm.rank], self._sum_dtype)
-        for low, n in self._buckets():
-            bucket = rows.reshape(-1)[: comm.size * n].reshape(comm.size, n)
-            for rank in range(comm.size):
-                for i, begin, end, at in self._parts(rank, low, n):
-                    grad, place = grads[i], bucket[rank, at : at + end - begin]
-                    if grad is None or weight == 0:
-                        place[...] = 0
-                    else:
-                        place[...] = _elements(grad, begin, end)
-                        if weight != 1:
-                            place *= weight
-            total = self._sum_rows(bucket)
-            own[low : low + n] = total[: max(0, len(own) - low)]
+    def _buckets(self, row: int) -> Iterator[tuple[int, list[int]]]:
+        """Of the ranks' elements: the first ones of a bucket, and how many of each are in it."""
+        for low in range(0, max(self._lengths), max(row, 1)):
+            yield low, [min(max(length - low, 0), row) for length in self._lengths]
+
+    def _places(
+        self, low: int, counts: Sequence[int]
+    ) -> Iterator[tuple[int, int, int, int, slice]]:
+        """Of a bucket: rank, array, its first element and end, and where in the buffer they are."""
+        at = 0
+        for rank, n in enumerate(counts):
+            before = -low
+            for i, (begin, end) in self._pieces[rank].items():
+                first, last = max(before, 0), min(before + end - begin, n)
+                if first < last:
+                    start = begin + first - before
+                    yield rank, i, start, start + last - first, slice(at + first, at + last)
+                before += end - begin
+            at += n
+
+    def sum_up(
+        self, grads: Sequence[Array | None], weight: float, flat: Array | None, everywhere: bool
+    ) -> dict[int, Array]:
+        """
+        Return the sums of all ranks' arrays, times their weights: of all, or of this rank's pieces.
+
+        `flat` is `flat_grads`, where all ranks have such ones, and all weigh 1.
+        """
+        rank, starts = self._comm.rank, _starts(self._lengths)
+        pieces = self._pieces if everywhere else [self._pieces[rank]]
+        total = np.empty(sum(e - b for p in pieces for b, e in p.values()), self._sum_dtype)
+        own = total[starts[rank] if everywhere else 0 :][: self._lengths[rank]]
+        row, buffer = self._row, np.empty(0, self._sum_dtype)
+        if flat is None:
+            buffer = np.empty(row * self._comm.size, self._sum_dtype)
+        elif not self._reproducible:
+            row = max(self._lengths)
+        for low, counts in self._buckets(row):
+            out = own[low : low + row]
+            if flat is None:
+                self._pack(grads, weight, low, counts, buffer)
+                self._add_up(buffer, counts, _starts(counts), out)
+            else:
+                self._add_up(flat, counts, [start + low for start in starts], out)
+        if everywhere:
+            self._gather(total, self._lengths)
         sums, at = {}, 0
-        for i, (begin, end) in self._pieces[comm.rank].items():
-            sums[i] = own[at : at + end - begin]
-            at += end - begin
+        for i in self._members:
+            size = sum(end - begin for begin, end in (p.get(i, (0, 0)) for p in pieces))
+            sums[i] = total[at : at + size]
+            at += size
         return sums
 
-    def _sum_rows(self, bucket: Array) -> Array:
-        if not self._reproducible:
-            total = np.empty(bucket.shape[1], bucket.dtype)
-            self._comm.Reduce_scatter_block(bucket, total)
-            return total
-        received = np.empty_like(bucket)
-        self._comm.Alltoall(bucket, received)
-        for row in received[1:]:
-            received[0] += row
-        first: Array = received[0]
-        return first
+    def _pack(
+        self,
+        grads: Sequence[Array | None],
+        weight: float,
+        low: int,
+        counts: Sequence[int],
+        buffer: Array,
+    ) -> None:
+        for _, i, begin, end, place in self._places(low, counts):
+            grad = grads[i]
+            if grad is None or weight == 0:
+                buffer[place] = 0
+            else:
+                buffer[place] = elements(grad, begin, end)
+                if weight != 1:
+                    buffer[place] *= weight
 
-    def share(self, arrays: Sequence[Array]) -> None:
-        """Give every rank the pieces of the others."""
+    def _add_up(
+        self, source: Array, counts: Sequence[int], starts: Sequence[int], out: Array
+    ) -> None:
+        """Adds what the ranks have for this one: so many elements, from its start on."""
         comm = self._comm
-        dtype = arrays[self._first].dtype
-        rows = np.zeros((comm.size, min(self._row, max(self._lengths))), dtype)
-        for low, n in self._buckets():
-            bucket = rows.reshape(-1)[: comm.size * n].reshape(comm.size, n)
-            for i, begin, end, at in self._parts(comm.rank, low, n):
-                bucket[comm.rank, at : at + end - begin] = _elements(arrays[i], begin, end)
-            comm.Allgather(MPI.IN_PLACE, bucket.reshape(-1).view(np.uint8))
-            for rank in range(comm.size):
-                if rank == comm.rank:
-                    continue
-                for i, begin, end, at in self._parts(rank, low, n):
-                    _set_elements(arrays[i], begin, end, bucket[rank, at : at + end - begin])
+        if not self._reproducible:
+            comm.Reduce_scatter(source[: sum(counts)], out, counts)
+            return
+        received = np.empty((comm.size, out.size), out.dtype)
+        same = [out.size] * comm.size
+        comm.Alltoallv([source, (counts, starts)], [received, (same, _starts(same))])
+        np.add(received[0], received[1], out=out)
+        for row in received[2:]:
+            out += row
+
+    def _gather(self, buffer: Array, counts: Sequence[int]) -> None:
+        """Gives all ranks the elements of each, so many, one behind the other."""
+        sizes = [count * buffer.itemsize for count in counts]
+        flat = buffer[: sum(counts)].view(np.uint8)
+        self._comm.Allgatherv(MPI.IN_PLACE, [flat, (sizes, _starts(sizes))])
+
+    def share(self, arrays: Sequence[Array], flat: Array | None) -> None:
+        """Give every rank the pieces of the others; `flat` is `flat_params` where all have such."""
+        if flat is not None:
+            self._gather(flat, self._lengths)
+            return
+        own = self._comm.rank
+        buffer = np.empty(self._row * self._comm.size, self._dtype)
+        for low, counts in self._buckets(self._row):
+            for rank, i, begin, end, place in self._places(low, counts):
+                if rank == own:
+                    buffer[place] = elements(arrays[i], begin, end)
+            self._gather(buffer, counts)
+            for rank, i, begin, end, place in self._places(low, counts):
+                if rank != own:
+                    _set_elements(arrays[i], begin, end, buffer[place])
+
+
+def _starts(counts: Sequence[int]) -> list[int]:
+    return [0, *accumulate(counts[:-1])]

@@ -12,13 +12,12 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from fastopt import _config, _core, _state
+from fastopt import _config, _core
 from fastopt._checks import integer, number, shown, switch
-from fastopt._tree import Array, compute_dtype, rebuild
-from fastopt.codecs import BLOCK as SCALE_BLOCK
+from fastopt._tree import Array, rebuild
+from fastopt.distributed._saving import Shards, save
 from fastopt.distributed._shards import BLOCK, Exchange, cut, piece_of
 from fastopt.distributed._together import agree, check_same, communicator, together
-from fastopt.optimizers import storage
 from fastopt.optimizers.base import _RULES, ArrayTree, GradientTree, Optimizer
 from fastopt.optimizers.groups import ParamGroup
 from fastopt.optimizers.options import Schedule
@@ -261,9 +260,10 @@ class DistributedOptimizer:
             "skip_nonfinite": skip_nonfinite,
             "zero_grads": zero_grads,
         }
-        arrays, own, scale = self._look(grads, said, weight)
+        arrays, own, scale, flats = self._look(grads, said, weight)
+        flat_grads, flat_params = flats[: len(self._exchanges)], flats[len(self._exchanges) :]
         with np.errstate(all="ignore"):
-            sums = self._sum_up(arrays, own, 1.0 if weight is None else float(weight))
+            sums = self._sum_up(arrays, own, 1.0 if weight is None else float(weight), flat_grads)
         steps = self._optimizer.steps
         norm = self._step(arrays, sums, scale, max_norm, skip_nonfinite)
         if zero_grads:
@@ -271,17 +271,23 @@ class DistributedOptimizer:
                 if grad is not None:
                     grad[...] = 0
         if self._optimizer.steps > steps:
-            self._share(arrays)
+            self._share(arrays, flat_params)
             if self._check_every and self._optimizer.steps % self._check_every == 0:
                 self._check_copies(arrays)
         return norm
 
     def _look(
         self, grads: Any, said: dict[str, Any], weight: Any
-    ) -> tuple[list[Array], list[Array | None], float]:
-        """Checks all that all ranks need; returns arrays, gradients, and what divides their sum."""
+    ) -> tuple[list[Array], list[Array | None], float, list[Array | None]]:
+        """
+        Checks all that all ranks need.
+
+        Returns arrays, gradients, what divides their sum; and for each exchange the gradients, then
+        the arrays, as one where they are one on all ranks.
+        """
         caller, comm = f"{self._name}.step", self._comm
         error, about, looked, digest, own_weight = None, {}, [], 0, 1.0
+        flats: list[Array | None] = []
         try:
             if weight is not None:
                 own_weight = number(f"{caller}: weight", weight, 0.0)
@@ -293,10 +299,14 @@ class DistributedOptimizer:
             for name, (_, grad) in zip(self._model.names, looked, strict=True):
                 about[f"grads[{name!r}]"] = None if grad is None else "an array"
             digest = zlib.crc32(repr(about).encode())
+            given = [grad if weight is None else None for _, grad in looked]
+            flats = [exchange.flat_grads(given) for exchange in self._exchanges]
+            flats += [exchange.flat_params([a for a, _ in looked]) for exchange in self._exchanges]
         except Exception as caught:
             error = caught
-        records = np.empty((comm.size, 3))
-        comm.Allgather(np.array([error is not None, digest, own_weight], np.float64), records)
+        record = [error is not None, digest, own_weight, *(flat is not None for flat in flats)]
+        records = np.empty((comm.size, 3 + 2 * len(self._exchanges)))
+        comm.Allgather(np.resize(np.array(record, np.float64), records.shape[1]), records)
         if records[:, 0].any():
             agree(comm, error)
         if (records[:, 1] != digest).any():
@@ -305,7 +315,9 @@ class DistributedOptimizer:
         if total == 0:
             raise ValueError(f"{caller}: weight is 0 on all ranks")
         arrays, own = [array for array, _ in looked], [grad for _, grad in looked]
-        return arrays, own, float(said["loss_scale"]) * total
+        on_all = np.all(records[:, 3:], axis=0)
+        flats = [flat if there else None for flat, there in zip(flats, on_all, strict=True)]
+        return arrays, own, float(said["loss_scale"]) * total, flats
 
     def _check_pieces(self, looked: Sequence[tuple[Array, Array | None]]) -> None:
         """A rule that hyper-parameters have made one of whole arrays, or an array, may not fit."""
@@ -325,27 +337,21 @@ class DistributedOptimizer:
                 )
 
     def _sum_up(
-        self, arrays: Sequence[Array], grads: Sequence[Array | None], weight: float
+        self,
+        arrays: Sequence[Array],
+        grads: Sequence[Array | None],
+        weight: float,
+        flats: Sequence[Array | None],
     ) -> list[Array | None]:
         """The sums of all ranks' gradients: of the pieces that are stepped here."""
         found: dict[int, Array] = {}
-        for exchange in self._exchanges:
-            found |= exchange.sum_up(grads, weight)
-        if self._is_sharded:
-            pieces = self._pieces_of(arrays)
-            return [
-                None
-                if grad is None
-                else found.get(i, np.empty(0, compute_dtype(piece.dtype))).reshape(piece.shape)
-                for i, (grad, piece) in enumerate(zip(grads, pieces, strict=True))
-            ]
-        sums = [np.zeros(array.shape, compute_dtype(array.dtype)) for array in arrays]
-        for i, part in found.items():
-            begin, end = self._own[i]
-            sums[i].reshape(-1)[begin:end] = part
-        for exchange in self._exchanges:
-            exchange.share(sums)
-        return [None if grad is None else x for grad, x in zip(grads, sums, strict=True)]
+        for exchange, flat in zip(self._exchanges, flats, strict=True):
+            found |= exchange.sum_up(grads, weight, flat, everywhere=not self._is_sharded)
+        stepped = self._pieces_of(arrays) if self._is_sharded else arrays
+        return [
+            None if grad is None else found[i].reshape(array.shape)
+            for i, (grad, array) in enumerate(zip(grads, stepped, strict=True))
+        ]
 
     def _step(
         self,
@@ -392,10 +398,10 @@ class DistributedOptimizer:
                 count += -(-sizes[i] // BLOCK)
         return count, own
 
-    def _share(self, arrays: Sequence[Array]) -> None:
+    def _share(self, arrays: Sequence[Array], flats: Sequence[Array | None]) -> None:
         if self._is_sharded:
-            for exchange in self._exchanges:
-                exchange.share(arrays)
+            for exchange, flat in zip(self._exchanges, flats, strict=True):
+                exchange.share(arrays, flat)
 
     def _check_copies(self, arrays: Sequence[Array]) -> None:
         sums = [zlib.crc32(array.tobytes()) for array in arrays]
@@ -455,7 +461,7 @@ class DistributedOptimizer:
     def _move(self, mode: str) -> None:
         with together(self._comm):
             getattr(self._optimizer, mode)()
-        self._share(self._model.params)
+        self._share(self._model.params, [None] * len(self._exchanges))
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """
@@ -475,48 +481,54 @@ class DistributedOptimizer:
         >>> saved = opt.state_dict()
         >>> fastopt.Adam({"W": np.ones(2)}).load_state_dict(saved)
         """
-        own = self._optimizer.state_dict()
-        if not self._is_sharded:
-            return own
-        index_of = {
-            f"state.{name}.{state}": i
-            for i, name in enumerate(self._model.names)
-            for state in storage.saved(self._optimizer._states[i])
+        shards = self._shards
+        return {
+            key: shards.whole(entry, self._bucket_bytes) for key, entry in shards.entries().items()
         }
-        known = self._comm.allgather((list(own), index_of))
-        indices = {key: i for _, of_rank in known for key, i in of_rank.items()}
-        arrays = {}
-        for key in dict.fromkeys(key for keys, _ in known for key in keys):
-            i, state = indices.get(key), key.rpartition(".")[2]
-            if i is None or self._optimizer._declared(state).number:
-                arrays[key] = own[key]
-            else:
-                arrays[key] = self._whole(own.get(key), i, state)
-        return arrays
 
-    def _whole(self, own: NDArray[Any] | None, i: int, state: str) -> NDArray[Any]:
-        """The state of an array from those of its pieces; one that is not there yet is zero."""
-        parts = self._comm.allgather(own)
-        if not self._divisible[i]:
-            owners = [rank for rank, pieces in enumerate(self._pieces) if pieces[i] != (0, 0)]
-            of_owner: NDArray[Any] = parts[owners[0] if owners else 0]
-            return of_owner
-        dtype = next(part.dtype for part in parts if part is not None)
-        pieces = [
-            np.zeros(own[i][1] - own[i][0], dtype) if part is None else part
-            for own, part in zip(self._pieces, parts, strict=True)
-        ]
-        whole = np.concatenate(pieces)
-        return whole if storage.is_scale(state) else whole.reshape(self._model.params[i].shape)
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """
+        Write the ordinary state_dict to an ``.npz`` file, from rank 0: all must call it.
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        No rank has more of it than its own part and about ``bucket_bytes``. A file that is there
+        is replaced once the new one is whole, which before is at ``path`` with ``.part`` behind it.
+
+        Parameters
+        ----------
+        path : str or path
+            The file, which ``load_state_dict(np.load(path))`` reads: of this class with any number
+            of ranks, and of the plain optimizer.
+
+        Raises
+        ------
+        OSError
+            On all ranks, if rank 0 cannot write it.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt, os, tempfile
+        >>> from fastopt.distributed import DistributedOptimizer
+        >>> opt = DistributedOptimizer(fastopt.Adam, {"W": np.ones(2)})
+        >>> path = os.path.join(tempfile.mkdtemp(), "state.npz")
+        >>> opt.save(path)
+        >>> with np.load(path) as state:
+        ...     fastopt.Adam({"W": np.ones(2)}).load_state_dict(state)
+        """
+        entries = self._shards.entries()
+        with together(self._comm):
+            save(path, entries, self._comm, self._bucket_bytes)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """
         Take over the state of a plain optimizer, or of one on any number of ranks.
 
         Parameters
         ----------
         state_dict : mapping of str to array or number
-            What `state_dict` returned, whole, on all ranks.
+            What `state_dict` returned, whole, on all ranks, or ``np.load`` of what `save` wrote:
+            of that, one array at a time is in memory.
+        convert : bool, default False
+            As for `fastopt.Optimizer.load_state_dict`.
 
         Raises
         ------
@@ -536,37 +548,26 @@ class DistributedOptimizer:
         before = self._optimizer.state_dict()
         try:
             with together(self._comm):
-                given = self._part(state_dict) if self._is_sharded else state_dict
-                self._optimizer.load_state_dict(given)
+                if self._is_sharded:
+                    caller = f"{self._name}.load_state_dict"
+                    given = self._shards.part(caller, state_dict, convert)
+                    self._optimizer.load_state_dict(given)
+                else:
+                    self._optimizer.load_state_dict(state_dict, convert=convert)
         except Exception:
             self._optimizer.load_state_dict(before)
             raise
 
-    def _part(self, state_dict: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """What a state_dict has of this rank's pieces."""
-        caller = f"{self._name}.load_state_dict"
-        given = _state.read(caller, state_dict, [])
-        index_of = {f"state.{name}": i for i, name in enumerate(self._model.names)}
-        for key, value in list(given.items()):
-            prefix, _, state = key.rpartition(".")
-            i = index_of.get(prefix)
-            if i is None or state == "step" or self._optimizer._declared(state).number:
-                continue
-            (begin, end), param = self._own[i], self._model.params[i]
-            if state == storage.ORDER:
-                if self._divisible[i]:
-                    raise TypeError(f"{caller}: {prefix} lies in another order of memory than here")
-                if begin == end:
-                    del given[key]
-            elif self._divisible[i]:
-                unit = SCALE_BLOCK if storage.is_scale(state) else 1
-                shape = (-(-param.size // unit),) if unit > 1 else param.shape
-                if value.shape != shape:
-                    raise ValueError(f"{caller}: {key} has shape {value.shape}, expected {shape}")
-                given[key] = value.reshape(-1)[begin // unit : -(-end // unit)]
-            elif begin == end:
-                given[key] = value[:0]
-        return given
+    @property
+    def _shards(self) -> Shards:
+        return Shards(
+            self._comm,
+            self._optimizer,
+            self._model.params,
+            self._pieces,
+            self._divisible,
+            self._is_sharded,
+        )
 
 
 class _Peers:

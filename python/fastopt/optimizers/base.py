@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import product
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, TypeGuard, get_type_hints
@@ -445,6 +445,10 @@ class Optimizer:
         >>> list(fastopt.Adam({"W": np.ones(2)}).state_dict())[-2:]
         ['state.W.exp_avg', 'state.W.exp_avg_sq']
         """
+        return {key: np.array(value, order="C") for key, value in self._to_save().items()}
+
+    def _to_save(self) -> dict[str, Any]:
+        """What `state_dict` copies."""
         arrays: dict[str, Any] = {"steps": self.steps, "skipped_steps": self.skipped_steps}
         arrays |= self._numbers
         for i, group in enumerate(self._groups):
@@ -461,7 +465,7 @@ class Optimizer:
                     late = self._declared(name).initial is None
                     if not late or started[i] or array.any():
                         arrays[f"state.{parameter}.{name}"] = array
-        return {key: np.array(value, order="C") for key, value in arrays.items()}
+        return arrays
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """
@@ -529,7 +533,7 @@ class Optimizer:
             self._take(bound, given)
 
     def _names_in(
-        self, group: ParamGroup, options: Mapping[str, Any], given: Mapping[str, Array]
+        self, group: ParamGroup, options: Mapping[str, Any], given: Container[str]
     ) -> dict[int, list[str]]:
         """The states of arrays in a state_dict: those of their rules, and optional ones beside."""
         assert self._bound is not None
@@ -558,9 +562,7 @@ class Optimizer:
         codings = {name: _CODINGS[name] for name in names if name in _CODINGS}
         order = storage.order_of(storage.model_of(self._states[index], param))
         if convert:
-            storage.convert(
-                prefix, form, codings, given, param, order, (storage.of(options)["seed"], index)
-            )
+            self._convert(index, names, options, given, caller, param, order)
         storage.check_same(caller, prefix, form, codings, given, order)
         wanted: dict[str, Entry] = {prefix + "step": ((), "count")}
         for name in names:
@@ -580,6 +582,26 @@ class Optimizer:
         if prefix + storage.ORDER in given:
             wanted[prefix + storage.ORDER] = ((param.ndim,), None)
         return wanted
+
+    def _convert(
+        self,
+        index: int,
+        names: Sequence[str],
+        options: Mapping[str, Any],
+        given: dict[str, Array],
+        caller: str,
+        param: Array,
+        order: list[int],
+    ) -> None:
+        """Changes the states of an array in a state_dict to what they are stored as here."""
+        assert self._bound is not None
+        prefix = f"state.{self._bound.names[index]}."
+        _state.check_keys(caller, given, [f"{prefix}step"], given)
+        _state.check_entries(caller, given, {f"{prefix}step": ((), "count")})
+        stored = storage.of(options)
+        form = storage.Format(stored, param, self._sizes.get(index))
+        codings = {name: _CODINGS[name] for name in names if name in _CODINGS}
+        storage.convert(prefix, form, codings, given, param, order, (stored["seed"], index))
 
     def _options_in(self, caller: str, given: Mapping[str, Array]) -> list[dict[str, Any]]:
         """The groups' hyper-parameters in a state; a schedule stays."""

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastopt import _state
 from fastopt._checks import shown
@@ -126,8 +125,8 @@ class _ScheduleFree(Optimizer):
             "lr_max": lr_max,
         }
 
-    def state_dict(self) -> dict[str, NDArray[Any]]:
-        return {**super().state_dict(), "training": np.array(self._training)}
+    def _to_save(self) -> dict[str, Any]:
+        return {**super()._to_save(), "training": self._training}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         caller = f"{type(self).__name__}.load_state_dict"

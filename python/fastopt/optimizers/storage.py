@@ -276,6 +276,7 @@ def convert(
 ) -> None:
     """Change the states of a parameter in a state_dict to what `format` says; key: seed, number."""
     order_there = _order_in(prefix, given, list(range(param.ndim)))
+    given.pop(prefix + ORDER, None)
     for stream, (name, coding) in enumerate(codings.items(), 2):
         entry = prefix + name
         if entry not in given or given[entry].shape != param.shape:
@@ -293,7 +294,8 @@ def convert(
         new = format.encoded(name, coding, np.asarray(x.transpose(order), order="C"), of_step)
         new[name] = new[name].transpose(np.argsort(order))
         given.update({prefix + each: array for each, array in new.items()})
-    given.pop(prefix + ORDER, None)
+        if format.name(coding) == "8bit" and order != sorted(order):
+            given[prefix + ORDER] = np.array(order)
     master = given.pop(prefix + MASTER, param)
     if format.has_master:
         given[prefix + MASTER] = master.astype(np.float32)
