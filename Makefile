@@ -40,7 +40,7 @@ test-torch: $(VENV)/.installed
 ORACLES = pytorch-optimizer==4.1.0 schedulefree==1.4.1 timm==1.0.31 torch-optimi==0.3.3 prodigyopt==1.1.2 \
 	bitsandbytes==0.50.2 torchao==0.18.0
 test-oracles: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet expecttest 'torch==2.13.0'
 	$(BIN)/python -m pip install --quiet --no-deps $(ORACLES)
 	$(BIN)/python -m pytest -m oracle
 

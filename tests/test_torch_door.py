@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.testing._internal.common_optimizers import optim_db
 
@@ -113,27 +114,44 @@ def model_params(info: Any, dtype: torch.dtype) -> tuple[Any, list[torch.Tensor]
     return model, [*params, torch.nn.Parameter(torch.tensor(0.5, dtype=dtype))]
 
 
+def loop_options(info: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Torch's for-loop; its Muon has nothing else."""
+    way = {} if info.optim_cls is torch.optim.Muon else {"foreach": False}
+    return copy.deepcopy(options) | way
+
+
+Gradients = list[torch.Tensor | None]
+
+
+def seven_steps(optimizer: Any, model: Any, data: torch.Tensor) -> list[Gradients]:
+    """Without a gradient at the fourth; return the gradients of each."""
+    params = optimizer.param_groups[0]["params"]
+    steps = []
+    for i in range(7):
+        optimizer.zero_grad()
+        loss = model(data).pow(2).sum()
+        if params[-1].ndim == 0:
+            loss = loss + params[-1] ** 2
+        loss.backward()
+        if i == 3:
+            optimizer.zero_grad()
+        steps.append([p.grad for p in params])
+        optimizer.step()
+    return steps
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("info", "options"), [*inputs()])
 def test_seven_steps_as_torch(info: Any, options: dict[str, Any], dtype: torch.dtype) -> None:
     data = torch.randn(5, 2, dtype=dtype)
     runs = []
     for cls in (info.optim_cls, ours(info.optim_cls.__name__)):
-        own = copy.deepcopy(options)
-        if cls is info.optim_cls and info.optim_cls is not torch.optim.Muon:
-            own["foreach"] = False
+        is_loop = cls is info.optim_cls
+        own = loop_options(info, options) if is_loop else copy.deepcopy(options)
         model, params = model_params(info, dtype)
         before = values(params)
         optimizer = cls(params, **own)
-        for i in range(7):
-            optimizer.zero_grad()
-            loss = model(data).pow(2).sum()
-            if params[-1].ndim == 0:
-                loss = loss + params[-1] ** 2
-            loss.backward()
-            if i == 3:
-                optimizer.zero_grad()
-            optimizer.step()
+        seven_steps(optimizer, model, data)
         runs.append((optimizer, params, before))
     (theirs, expected, before), (mine, got, _) = runs
     for p, q, start in zip(got, expected, before, strict=True):
@@ -151,6 +169,51 @@ def test_seven_steps_as_torch(info: Any, options: dict[str, Any], dtype: torch.d
             torch.testing.assert_close(own, value, check_dtype=not tight, **tight)
     keys = {*ours(info.optim_cls.__name__)._own}
     assert {*mine.param_groups[0]} - keys == {*theirs.param_groups[0]}
+
+
+@pytest.mark.parametrize(("info", "options"), [*inputs()])
+def test_seven_steps_in_bfloat16_as_torch(info: Any, options: dict[str, Any]) -> None:
+    """
+    To the tolerance of torch's tests between its fused kernels and its for-loop in bfloat16.
+
+    Its loop rounds to bfloat16 after every operation, and keeps its states so; ours rounds a
+    parameter once a step, and its states are float32. What the loop loses by that comes on top: its
+    distance from torch's loop in float32 on the same gradients.
+    """
+    data = torch.randn(5, 2, dtype=torch.bfloat16)
+    model, params = model_params(info, torch.bfloat16)
+    start = values(params)
+    loop = info.optim_cls(params, **loop_options(info, options))
+    steps = seven_steps(loop, model, data)
+    exact, mine = (
+        cls([torch.nn.Parameter(p.to(dtype)) for p in start], **own)
+        for cls, dtype, own in (
+            (info.optim_cls, torch.float32, loop_options(info, options)),
+            (ours(info.optim_cls.__name__), torch.bfloat16, copy.deepcopy(options)),
+        )
+    )
+    for optimizer in (exact, mine):
+        for grads in steps:
+            for p, g in zip(optimizer.param_groups[0]["params"], grads, strict=True):
+                p.grad = None if g is None else g.to(p.dtype)
+            optimizer.step()
+    # Torch's Muon multiplies in bfloat16; the other divides by the root of a small difference.
+    rough = {torch.optim.Muon: "param", torch.optim.RMSprop: "momentum_buffer"}
+    for own, theirs, precise in zip(*map(tensors_of, (mine, loop, exact)), strict=True):
+        assert own.keys() == theirs.keys()
+        for name, value in own.items():
+            apart = (value - theirs[name]).float()
+            if name == rough.get(info.optim_cls):
+                assert apart.norm() <= 0.1 * theirs[name].norm()
+                continue
+            lost = (theirs[name] - precise[name]).abs()
+            assert (apart.abs() <= 5e-3 + 5e-3 * theirs[name].abs() + lost).all(), name
+
+
+def tensors_of(optimizer: Any) -> list[dict[str, torch.Tensor]]:
+    """The parameters, each with its states."""
+    (group,) = optimizer.param_groups
+    return [{"param": p.detach(), **optimizer.state[p]} for p in group["params"]]
 
 
 @pytest.mark.parametrize("info", INFOS, ids=lambda info: info.optim_cls.__name__)
@@ -357,6 +420,35 @@ def test_numbers_of_steps_of_old_states() -> None:
     assert all(s["step"] == 2 for s in other.state.values())
 
 
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda saved: saved["param_groups"][0].pop("betas"), KeyError),
+        (lambda saved: saved["param_groups"][0].update(cautious="yes"), TypeError),
+        (lambda saved: saved["state"][0].update(exp_avg="none"), AttributeError),
+        (lambda saved: saved["param_groups"].clear(), ValueError),
+    ],
+    ids=["another class's", "a bad value", "a bad state", "no groups"],
+)
+def test_what_cannot_be_loaded_changes_nothing(
+    change: Callable[[Any], Any], error: type[Exception]
+) -> None:
+    params, optimizer = make("AdamW", lr=0.5)
+    optimizer.step()
+    twin, other = make("AdamW", lr=0.5)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    saved = make("AdamW", lr=0.1)[1].state_dict() | {"state": {0: {"step": torch.tensor(3.0)}}}
+    change(saved)
+    with pytest.raises(error):
+        optimizer.load_state_dict(saved)
+    for p, q in zip(params, twin, strict=True):
+        q.data, q.grad = p.detach().clone(), p.grad.clone()
+    optimizer.step()
+    other.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert_same(values(params), values(twin))
+
+
 # Hyper-parameters.
 
 
@@ -388,32 +480,46 @@ def test_decays_that_are_tensors() -> None:
     torch.testing.assert_close(*runs)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam"])
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        lambda opt: torch.optim.lr_scheduler.StepLR(opt, 2),
-        lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=20),
-        lambda opt: torch.optim.lr_scheduler.CyclicLR(opt, 0.01, 0.1, 3, cycle_momentum=True),
-        lambda opt: torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0),
-        lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 0.9**i),
-    ],
-    ids=["step", "one-cycle", "cyclic", "plateau", "lambda"],
-)
-def test_schedulers(name: str, scheduler: Callable[[Any], Any]) -> None:
+def cycles(optimizer: Any) -> dict[str, bool]:
+    return {"cycle_momentum": not {"momentum", "betas"}.isdisjoint(optimizer.defaults)}
+
+
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "LambdaLR": lambda opt: lr_scheduler.LambdaLR(opt, lambda i: 0.9**i),
+    "MultiplicativeLR": lambda opt: lr_scheduler.MultiplicativeLR(opt, lambda i: 0.9),
+    "StepLR": lambda opt: lr_scheduler.StepLR(opt, 2),
+    "MultiStepLR": lambda opt: lr_scheduler.MultiStepLR(opt, [2, 5]),
+    "ConstantLR": lr_scheduler.ConstantLR,
+    "LinearLR": lr_scheduler.LinearLR,
+    "ExponentialLR": lambda opt: lr_scheduler.ExponentialLR(opt, 0.9),
+    "CosineAnnealingLR": lambda opt: lr_scheduler.CosineAnnealingLR(opt, 10),
+    "CosineAnnealingWarmRestarts": lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 4),
+    "PolynomialLR": lr_scheduler.PolynomialLR,
+    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, 0.1, total_steps=20, **cycles(opt)),
+    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(opt, 0.01, 0.1, 3, **cycles(opt)),
+    "ReduceLROnPlateau": lambda opt: lr_scheduler.ReduceLROnPlateau(opt, patience=0),
+    "ChainedScheduler": lambda opt: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(opt), lr_scheduler.ExponentialLR(opt, 0.9)], optimizer=opt
+    ),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_schedulers(name: str, scheduler: str) -> None:
     runs = []
     for cls in (getattr(torch.optim, name), ours(name)):
         torch.manual_seed(3)
         params = [torch.nn.Parameter(torch.randn(3, 2))]
         optimizer = cls(params, lr=0.05, **({"momentum": 0.9} if name == "SGD" else {}))
-        schedule = scheduler(optimizer)
+        schedule = SCHEDULERS[scheduler](optimizer)
         for _ in range(10):
             give_gradients(params)
             optimizer.step()
-            plateau = isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
-            schedule.step(*([1.0] if plateau else []))
+            schedule.step(*([1.0] if scheduler == "ReduceLROnPlateau" else []))
         runs.append((values(params), optimizer.param_groups[0]["lr"]))
-    torch.testing.assert_close(runs[1], runs[0])
+    tolerance = {"rtol": 0.1, "atol": 0.1} if name == "Muon" else {}
+    torch.testing.assert_close(runs[1], runs[0], **tolerance)
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n not in NAMES])
@@ -439,6 +545,15 @@ def test_what_is_not_there(option: str) -> None:
         ours("Adam")(params, **{option: True})
     with pytest.raises(ValueError, match=option):
         ours("Adam")([{"params": params, option: True}])
+
+
+def test_what_torch_says_of_wrong_arguments() -> None:
+    params, optimizer = make("AdamW")
+    with pytest.raises(TypeError, match=r"AdamW\(\) got an unexpected keyword argument 'momentum'"):
+        ours("AdamW")(params, momentum=0.9)
+    with pytest.raises(TypeError, match="param_group must be a dict"):
+        optimizer.add_param_group([torch.nn.Parameter(torch.ones(2))])
+    assert len(optimizer.param_groups) == 1
 
 
 def test_foreach_and_fused_are_kept() -> None:

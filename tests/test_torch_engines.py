@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import importlib
 import os
 import socket
 from pathlib import Path
@@ -135,6 +137,53 @@ def test_an_optimizer_for_each_parameter() -> None:
     for x in torch.randn(5, 8, 4):
         model(x).pow(2).mean().backward()
     torch.testing.assert_close([*model.parameters()], trained_alone(torch.optim.AdamW))
+
+
+class Immediate:
+    """In the place of a GPU's stream and its events: what they are given is done at once."""
+
+    def wait_stream(self, other: Immediate) -> None: ...
+
+    def record_event(self) -> Immediate:
+        return self
+
+    def synchronize(self) -> None: ...
+
+
+@pytest.mark.oracle
+def test_offloaded_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    torchao's CPUOffloadOptimizer around ours: its groups, hooks, order of steps and states.
+
+    There is no GPU here: what would be on it is on the CPU, without streams and pinned memory.
+    """
+    offload = importlib.import_module("torchao.optim.cpu_offload")
+    empty_like = torch.empty_like
+    monkeypatch.setattr(offload, "get_available_devices", lambda: ["cuda"])
+    monkeypatch.setattr(torch.cuda, "Stream", Immediate)
+    monkeypatch.setattr(torch.cuda, "current_stream", Immediate)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch, "empty_like", lambda p, pin_memory=False, **to: empty_like(p, **to))
+
+    def trained(cls: Any, saved: Any = None) -> tuple[list[torch.Tensor], Any]:
+        model = small_model()
+        groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.05}]
+        optimizer = offload.CPUOffloadOptimizer(groups, cls, minimal_size=0, lr=0.1)
+        if saved is not None:
+            optimizer.load_state_dict(copy.deepcopy(saved))
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+        for _ in range(3):
+            train(model, optimizer, steps=1)
+            scheduler.step()
+        return [p.detach() for p in model.parameters()], optimizer.state_dict()
+
+    ours, states = trained(fastopt.torch.AdamW)
+    theirs, their_states = trained(torch.optim.AdamW)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        trained(fastopt.torch.AdamW, their_states)[0], trained(torch.optim.AdamW, states)[0]
+    )
+    assert not torch.equal(trained(fastopt.torch.AdamW, states)[0][0], ours[0])
 
 
 def test_averaged_models() -> None:

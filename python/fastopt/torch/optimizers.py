@@ -74,10 +74,13 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
     skipped_steps = 0
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        values = self._signature.bind(*args, **options)
+        name = type(self).__name__
+        try:
+            values = self._signature.bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{name}() {error}") from None
         values.apply_defaults()
         given = values.arguments
-        name = type(self).__name__
         self._connect()
         self._added = {key: _call_option(name, key, given.pop(key)) for key in _CALL}
         params = given.pop("params")
@@ -126,8 +129,10 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.add_param_group`."""
         where = type(self).__name__
+        if not isinstance(param_group, dict):
+            super().add_param_group(param_group)  # it has the words
         for name in _CALL:
-            if isinstance(param_group, dict) and name in param_group:
+            if name in param_group:
                 raise ValueError(f"{where}: {name} is of all groups: give it to the constructor")
         for name, value in self.__dict__.pop("_added", {}).items():
             self.defaults[name] = value
@@ -268,8 +273,17 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         """
         As torch.optim's; states of another format become those of this optimizer.
 
-        It keeps its own ``state_dtype``, ``master_weights`` and ``rounding``.
+        It keeps its own ``state_dtype``, ``master_weights`` and ``rounding``. Nothing is changed
+        where groups or states cannot be taken.
         """
+        before = self.__dict__.copy()  # torch's puts other groups and another state there
+        try:
+            self._load(state_dict)
+        except BaseException:
+            self.__dict__.update(before)
+            raise
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         own = [{name: group[name] for name in storage.FIXED} for group in self.param_groups]
         given: dict[str, Any] = {}
         with self.register_load_state_dict_pre_hook(lambda _, final: given.update(final)):
