@@ -159,6 +159,32 @@ def test_what_cannot_be_stored() -> None:
         fastopt.torch.AdamW([{"params": [p], "rounding": "up"}])
 
 
+def test_how_a_group_is_stored_stays() -> None:
+    p = torch.nn.Parameter(torch.randn(5000).bfloat16())
+    p.grad = torch.randn(5000).bfloat16()
+    optimizer = fastopt.torch.AdamW([p])
+    optimizer.param_groups[0]["rounding"] = "stochastic"  # before its first step it may be set
+    optimizer.step()
+    before = p.detach().clone()
+    changed = {"state_dtype": "8bit", "master_weights": True, "rounding": "nearest"}
+    for name, value in changed.items():
+        kept, optimizer.param_groups[0][name] = optimizer.param_groups[0][name], value
+        for _ in range(2):
+            with pytest.raises(ValueError, match=f"AdamW: {name} is {kept!r} .* cannot become"):
+                optimizer.step()
+        optimizer.param_groups[0][name] = kept
+    assert bits(p) == bits(before)
+    optimizer.param_groups[0]["seed"] = 1
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+    first = torch.nn.Parameter(torch.ones(2))
+    optimizer = fastopt.torch.AdamW([{"params": first, "state_dtype": "bfloat16"}, {"params": p}])
+    first.grad = torch.ones(2)
+    optimizer.step()
+    del optimizer.param_groups[0]  # another one has its place
+    optimizer.step()
+
+
 def test_scales_that_do_not_fit() -> None:
     p = torch.nn.Parameter(torch.randn(5000))
     p.grad = torch.randn(5000)

@@ -112,6 +112,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         classes = torch.Tensor, torch.nn.Parameter
         self._core = _core.TensorOptimizer(type(self).__name__, self._names(), classes)
         self._options: dict[int, dict[str, Any]] = {}  # of groups, as the rule takes them
+        self._stepped: dict[int, Any] = {}  # the groups that these are of
         special = self._like._special_states
         self._shared = [s for s in special if s.number in ("group", "optimizer")]
         self._of_all = [s.name for s in special if s.number == "optimizer"]
@@ -173,7 +174,14 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
     def _regroup(self, index: int) -> None:
         """Say what a group's rule is."""
         group = self.param_groups[index]
-        self._options[index] = options = self._checked_group(group)
+        options, known = self._checked_group(group), self._options.get(index, {})
+        for name in storage.FIXED if self._stepped.get(index) is group else ():
+            if options[name] != known[name]:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} is {known[name]!r} from the group's first step "
+                    f"on, and cannot become {options[name]!r}"
+                )
+        self._options[index], self._stepped[index] = options, group
         rules = [self._rule_of(options, axes) for axes in range(3)]
         scalars = [s.name for s in self._like._special_states if s.number == "array"]
         if self._ours.__name__ not in _UNCOUNTED:
