@@ -121,34 +121,40 @@ def torch_step() -> Candidate:
     return Candidate(call, lambda: [p.detach().numpy() for p in module.parameters()])
 
 
-def network() -> Any:
+def network() -> tuple[Any, Any]:
+    """The same on all ranks, and this rank's batch."""
     torch.manual_seed(0)
     layers = [torch.nn.Linear(SIDE, SIDE, bias=False) for _ in range(LAYERS)]
-    return torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.ReLU())))
+    model = torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.ReLU())))
+    return model, torch.randn(BATCH, SIDE, generator=torch.Generator().manual_seed(1 + COMM.rank))
 
 
-def training(theirs: bool) -> Candidate:
-    model = network()
-    params = list(model.parameters())
-    x = torch.randn(BATCH, SIDE, generator=torch.Generator().manual_seed(1 + COMM.rank))
-
-    def arrays() -> list[Array]:
-        return [p.detach().numpy() for p in params]
-
-    parallel = distributed(model) if theirs else model
-    optimizer: Any = (
-        divided(params) if theirs else DistributedOptimizer(fastopt.AdamW, arrays(), COMM)
-    )
+def training_theirs() -> Candidate:
+    model, x = network()
+    parallel, optimizer = distributed(model), divided(list(model.parameters()))
 
     def call() -> None:
         parallel(x).sum().backward()
-        if theirs:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=False)
-        else:
-            optimizer.step([p.grad.numpy() for p in params], zero_grads=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
 
-    return Candidate(call, arrays)
+    return Candidate(call, lambda: [p.detach().numpy() for p in model.parameters()])
+
+
+def training_ours() -> Candidate:
+    """The tensors are views of flat arrays."""
+    model, x = network()
+    params = flatten([p.detach().numpy() for p in model.parameters()])
+    grads = flatten([np.zeros_like(p) for p in params])
+    for tensor, param, grad in zip(model.parameters(), params, grads, strict=True):
+        tensor.data, tensor.grad = torch.from_numpy(param), torch.from_numpy(grad)
+    optimizer = DistributedOptimizer(fastopt.AdamW, params, COMM)
+
+    def call() -> None:
+        model(x).sum().backward()
+        optimizer.step(grads, zero_grads=True)
+
+    return Candidate(call, lambda: params)
 
 
 def measured(candidates: dict[str, Candidate]) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -237,7 +243,7 @@ def main() -> None:
     step |= {HAND: by_hand(peers.numpy_one_liners), AT_BEST: by_hand(peers.numpy_in_place)}
     compare(f"a step, {COMM.size} ranks", step, [OURS, FLAT, HAND, AT_BEST])
     if torch is not None:
-        step = {OURS: training(theirs=False), TORCH: training(theirs=True)}
+        step = {OURS: training_ours(), TORCH: training_theirs()}
         compare(f"a training step, {COMM.size} ranks", step, [])
     say(memory())
 

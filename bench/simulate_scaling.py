@@ -120,7 +120,7 @@ def simulate(
         """All ranks send at once; what leaves a node shares its ports."""
         nonlocal clocks
         nbytes = elements * bytes_each
-        buckets = np.ceil(elements / row)
+        buckets = 1 if flat else np.ceil(elements / row)
         away = node[to] != node
         leaving = np.bincount(node, weights=nbytes * away)[node]
         inside = buckets * cluster.alpha + nbytes * (cluster.add if added else cluster.copy)
@@ -247,7 +247,7 @@ def measured() -> Any:
 def check(results: Sequence[Any]) -> tuple[Cluster, list[list[str]], list[tuple[str, Array]]]:
     """All constants but the latency are those of 2 ranks."""
     here = Cluster(**results[1]["cluster"])
-    lines = [["parameters", "arrays", *(f"{n} rank(s)" for n in range(1, 5))]]
+    lines = [["parameters", "arrays", "1 rank", *(f"{n} ranks" for n in range(2, 5))]]
     curves = []
     for name in results[0]["steps"]:
         kind, size = name.split()
@@ -294,7 +294,7 @@ def time_table(here: Cluster) -> list[list[str]]:
             own = shares(model, nodes)
             flat, sent = simulate(cluster, own, flat=True)
             packed = simulate(cluster, own, flat=False).seconds
-            whole = simulate(cluster, shares(model, nodes, whole=True), flat=True).seconds
+            whole = simulate(cluster, shares(model, nodes, whole=True), flat=False).seconds
             tokens = 9 * flat * FLOPS / (6 * model.parameters)
             cells = (f"{x:.3g}" for x in (sent / 1e9, flat, packed, whole))
             lines.append([model.name, str(nodes), *cells, f"{tokens:,.0f}"])
@@ -303,7 +303,7 @@ def time_table(here: Cluster) -> list[list[str]]:
 
 def placement_table(here: Cluster) -> list[list[str]]:
     counts = [1, 2, 8]
-    lines = [["nodes", *(f"{k} rank(s) a node" for k in counts)]]
+    lines = [["nodes", *(f"ranks a node: {k}" for k in counts)]]
     for nodes in (2, 16, 128):
         cells = []
         for k in counts:
@@ -330,7 +330,7 @@ def memory(storage: str, parameters: float, ranks: int) -> float:
 
 
 def memory_table() -> list[list[str]]:
-    lines = [["largest model, B", *(f"{n} rank(s)" for n in (1, 8, 64, 1024)), "on the wire"]]
+    lines = [["largest model, B", "1 rank", *(f"{n} ranks" for n in (8, 64, 1024)), "on the wire"]]
     for storage, (*_, wire) in STORAGES.items():
         largest = [(256e9 - BUCKET) / (memory(storage, 1e9, n) - BUCKET) for n in (1, 8, 64, 1024)]
         lines.append([storage, *(f"{x:.0f}" for x in largest), f"{wire} bytes"])
@@ -344,9 +344,8 @@ def draw(here: Cluster, curves: Sequence[tuple[str, Array]], path: Path) -> None
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fastopt"})
-    figure, (checked, time_axes, memory_axes) = plt.subplots(
-        1, 3, figsize=(13, 4.5), layout="constrained"
-    )
+    figure, panels = plt.subplot_mosaic("CM;TT", figsize=(10, 8), layout="constrained")
+    checked, memory_axes, time_axes = panels["C"], panels["M"], panels["T"]
     for k, (name, points) in enumerate(curves):
         checked.plot(range(1, 5), 1e3 * points[:, 0], f"C{k}o", label=f"{name}")
         checked.plot(range(1, 5), 1e3 * points[:, 1], f"C{k}-")

@@ -21,6 +21,8 @@ def _counted(name: str) -> Callable[..., Any]:
     def call(self: Wire, *arguments: Any) -> Any:
         start = time.perf_counter()
         result = method(self, *arguments)
+        if isinstance(result, MPI.Request):  # is waited for at once
+            result.Wait()
         self.seconds += time.perf_counter() - start
         return result
 
@@ -31,6 +33,7 @@ for _name in (
     "allgather",
     "Allgather",
     "Allgatherv",
+    "Iallgatherv",
     "Allreduce",
     "Reduce_scatter",
     "Reduce_scatter_block",
