@@ -18,13 +18,18 @@ void along(const T* const (&rows)[inputs], T* out, index_t begin, index_t end, c
   }
   if (i == end) return;
   T rest[inputs][count], rest_out[count];
+  const int left = int(end - i);
   for (int r = 0; r < inputs; ++r) {
     const T padding = r == 0 ? -Real<T>::infinity : T(0);
-    for (index_t k = 0; k < count; ++k) rest[r][k] = i + k < end ? rows[r][i + k] : padding;
+    const T* const row = rows[r] + i;
+    for (int k = 0; k < int(count); ++k) rest[r][k] = k < left ? row[k] : padding;
     from[r] = rest[r];
   }
   step(from, rest_out);
-  for (index_t k = 0; i + k < end; ++k) out[i + k] = rest_out[k];
+  T* const to = out + i;
+  for (int k = 0; k < int(count); ++k) {
+    if (k < left) to[k] = rest_out[k];
+  }
 }
 
 template <class T>
@@ -37,23 +42,32 @@ Vector<T> smaller(Vector<T> x, Vector<T> y) {
   return x < y ? x : y;
 }
 
+template <class T, index_t n>
+T largest_of(const Pack<T, n>& v) {
+  Pack<T, n / 2> halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  halves[0] = halves[0] > halves[1] ? halves[0] : halves[1];
+  if constexpr (n == 2) {
+    return halves[0][0];
+  } else {
+    return largest_of<T, n / 2>(halves[0]);
+  }
+}
+
+// Of more elements than there are lanes: the last lanes overlap those before them.
 template <class T>
 T row_maximum(const T* x, index_t n) {
-  constexpr index_t width = width_of<T>;
   Vector<T> largest[registers];
   for (Vector<T>& v : largest) v = all(-Real<T>::infinity);
-  index_t i = 0;
-  for (; i + lanes_of<T> <= n; i += lanes_of<T>) {
-    for (index_t r = 0; r < registers; ++r) {
-      largest[r] = larger<T>(load<Vector<T>>(x + i + r * width), largest[r]);
-    }
-  }
-  T result = -Real<T>::infinity;
-  for (; i < n; ++i) result = x[i] > result ? x[i] : result;
-  for (const Vector<T>& v : largest) {
-    for (index_t k = 0; k < width; ++k) result = v[k] > result ? v[k] : result;
-  }
-  return result;
+  const auto see = [&](const T* from) {
+    unrolled<registers>([&](auto r) {
+      largest[r] = larger<T>(load<Vector<T>>(from + r * width_of<T>), largest[r]);
+    });
+  };
+  for (index_t i = 0; i + lanes_of<T> <= n; i += lanes_of<T>) see(x + i);
+  see(x + n - lanes_of<T>);
+  for (int r = 1; r < registers; ++r) largest[0] = larger<T>(largest[r], largest[0]);
+  return largest_of<T, width_of<T>>(largest[0]);
 }
 
 // What a row is compared with: its loss is sum_c q_c (log(sum(exp(x))) - x_c). The rows beside the
@@ -100,6 +114,17 @@ RowSums<T> exp_row(const T* const (&rows)[inputs], T max, T* out, index_t n) {
     if constexpr (inputs > 1) q_x_sum += q_x_sums.total();
   }
   return {T(sum), T(q_sum), T(q_x_sum)};
+}
+
+// The same without an output: what blocks of a row yield is rounded.
+template <class T>
+T exp_sum(const T* x, T max, index_t n) {
+  T scratch[block];
+  double sum = 0;
+  for (index_t begin = 0; begin < n; begin += block) {
+    sum += double(exp_row({x + begin}, max, scratch, n - begin < block ? n - begin : block).exp);
+  }
+  return T(sum);
 }
 
 // Rows of so many classes are worked on across the rows.
@@ -153,24 +178,24 @@ void softmax(const void* x_data, void* y_data, index_t rows, index_t columns) {
     }
     return;
   }
-  for (; rows > 0; --rows, x += columns, y += columns) {
-    const T max = row_maximum(x, columns);
-    if constexpr (logarithm) {
-      T scratch[block];
-      double sum = 0;
-      for (index_t begin = 0; begin < columns; begin += block) {
-        const index_t n = columns - begin < block ? columns - begin : block;
-        const T* const from[] = {x + begin};
-        sum += double(exp_row(from, max, scratch, n).exp);
-      }
-      const T normalizer = log<T>(all(T(sum)))[0];
-#pragma omp simd
-      for (index_t c = 0; c < columns; ++c) y[c] = (x[c] - max) - normalizer;
-    } else {
-      const T* const from[] = {x};
-      const T normalizer = T(1) / exp_row(from, max, y, columns).exp;
-#pragma omp simd
-      for (index_t c = 0; c < columns; ++c) y[c] *= normalizer;
+  // Rows at a time, pass by pass: no row waits for the sum of the one before it.
+  constexpr index_t hot = 4096, width = width_of<T>;
+  const index_t most = columns * width <= hot ? width : columns < hot ? hot / columns : 1;
+  for (index_t row = 0; row < rows; row += most) {
+    const index_t count = rows - row < most ? rows - row : most;
+    T max[width], sums[width] = {}, normalizers[width];
+    for (index_t r = 0; r < count; ++r) max[r] = row_maximum(x + r * columns, columns);
+    for (index_t r = 0; r < count; ++r) {
+      sums[r] = logarithm ? exp_sum(x + r * columns, max[r], columns)
+                          : exp_row({x + r * columns}, max[r], y + r * columns, columns).exp;
+    }
+    const auto sum = load<Vector<T>>(sums);
+    store<false>(normalizers, logarithm ? log<T>(sum) : T(1) / sum);
+    for (index_t r = 0; r < count; ++r, x += columns, y += columns) {
+      const T shift = max[r], normalizer = normalizers[r];
+      map<T, false>(columns, y, [=]<class V>(index_t c) {
+        return V(logarithm ? (load<V>(x + c) - shift) - normalizer : load<V>(y + c) * normalizer);
+      });
     }
   }
 }

@@ -7,30 +7,54 @@ struct Tile {
   Vector<T> column[most];
 };
 
-template <class T, int... k>
-void zip(Vector<T>& low, Vector<T>& high, Vector<T> a, Vector<T> b, Indices<k...>) {
-  constexpr int width = sizeof...(k);
+// Of the numbers of a and then b those at these places.
+template <class T, int... place>
+Vector<T> shuffled(Vector<T> a, Vector<T> b, Indices<place...>) {
 #ifdef __clang__
-  low = __builtin_shufflevector(a, b, (k / 2 + k % 2 * width)...);
-  high = __builtin_shufflevector(a, b, (width / 2 + k / 2 + k % 2 * width)...);
+  return __builtin_shufflevector(a, b, place...);
 #else
   using Places = decltype(a < b);
-  low = __builtin_shuffle(a, b, Places{(k / 2 + k % 2 * width)...});
-  high = __builtin_shuffle(a, b, Places{(width / 2 + k / 2 + k % 2 * width)...});
+  return __builtin_shuffle(a, b, Places{place...});
 #endif
 }
 
-// A square of numbers: after log2(width) rounds of the perfect shuffle it is transposed.
-template <class T>
-void transpose(Vector<T>* v) {
-  constexpr int width = vector_bytes / int(sizeof(T));
-  for (int round = 1; round < width; round *= 2) {
-    Vector<T> zipped[width];
-    for (int i = 0; i < width / 2; ++i) {
-      zip<T>(zipped[2 * i], zipped[2 * i + 1], v[i], v[i + width / 2], CountTo<width>{});
-    }
-    for (int i = 0; i < width; ++i) v[i] = zipped[i];
+// One bit of the rows' index for one of the columns', in ways that processors are fast at: numbers
+// in turns from both rows in each 16 bytes, or every second 16 bytes.
+template <class T, bool within, int... k>
+void exchange(Vector<T>& a, Vector<T>& b, Indices<k...>) {
+  constexpr int width = sizeof...(k), part = 16 / int(sizeof(T));
+  const Vector<T> x = a, y = b;
+  if constexpr (within) {
+    a = shuffled<T>(x, y, Indices<(k / part * part + k % part / 2 + k % 2 * width)...>{});
+    b = shuffled<T>(x, y, Indices<(k / part * part + (k % part + part) / 2 + k % 2 * width)...>{});
+  } else {
+    a = shuffled<T>(x, y, Indices<(k / part * 2 * part + k % part)...>{});
+    b = shuffled<T>(x, y, Indices<(k / part * 2 * part + k % part + part)...>{});
   }
+}
+
+// Of rows so far apart, then of those of the next bit.
+template <class T, int apart>
+[[gnu::always_inline]] inline void exchange_rows(Vector<T>* v) {
+  constexpr int width = vector_bytes / int(sizeof(T)), part = 16 / int(sizeof(T));
+  if constexpr (apart < width) {
+    unrolled<width / 2>([=](auto i) {
+      Vector<T>* const first = v + i / apart * 2 * apart + i % apart;
+      exchange<T, (apart < part)>(first[0], first[apart], CountTo<width>{});
+    });
+    constexpr int next = apart >= part ? 2 * apart : apart > 1 ? apart / 2 : part;
+    exchange_rows<T, next>(v);
+  }
+}
+
+// A square of numbers.
+template <class T>
+void transpose(Vector<T>* square) {
+  constexpr int width = vector_bytes / int(sizeof(T));
+  Vector<T> v[width];
+  unrolled<width>([&](auto i) { v[i] = square[i]; });
+  exchange_rows<T, 8 / int(sizeof(T))>(v);
+  unrolled<width>([&](auto i) { square[i] = v[i]; });
 }
 
 // The first rows of those that are left. A row's load may reach into the next rows, but not past
