@@ -28,7 +28,7 @@ arrays, in a process of each row's own, and take turns.
 
 `make bench-compare` measures everything on your machine and writes this page;
 `python bench/compare.py --quick batch_norm` measures a part. What the library asks of itself is
-printed there, too.
+printed there, too. `python bench/thread_scaling.py` shows what threads bring.
 """
 
 COST = """\
