@@ -212,6 +212,24 @@ def test_a_context_outranks_set_config(restored_config: None) -> None:
     assert get_config()["num_threads"] == 7
 
 
+def test_one_thread_configures_while_others_compute(restored_config: None) -> None:
+    x = np.ones((100, 10), np.float32)
+    expected = fastopt.layer_norm(x, 10)[0].tobytes()
+    results = []
+
+    def work() -> None:
+        for _ in range(200):
+            results.append(fastopt.layer_norm(x, 10)[0].tobytes())
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        for isa in _core.supported_isas():
+            fastopt.set_config(isa=isa, num_threads=1 + len(results) % 2)
+    assert results == 400 * [expected]
+
+
 def test_a_context_is_for_one_thread() -> None:
     before = get_config()
     seen: list[Any] = []

@@ -36,6 +36,19 @@ inline py::object checked(PyObject* created) {
   return py::reinterpret_steal<py::object>(created);
 }
 
+// Null if the dict has no such key.
+inline py::object find(py::handle dict, py::handle key) {
+#if PY_VERSION_HEX >= 0x030d0000
+  PyObject* value = nullptr;
+  if (PyDict_GetItemRef(dict.ptr(), key.ptr(), &value) < 0) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+#else
+  PyObject* const value = PyDict_GetItemWithError(dict.ptr(), key.ptr());
+  if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
+  return owned(value);
+#endif
+}
+
 inline std::string type_name(py::handle object) {
   return Py_TYPE(object.ptr())->tp_name;
 }

@@ -3,6 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <atomic>
+
 #include "core/parallel.h"
 
 namespace fastopt {
@@ -18,9 +20,10 @@ class CurrentSettings {
     context_ = py::reinterpret_steal<py::object>(value);
   }
 
-  const Settings& get() const { return context_ ? py::cast<const Settings&>(context_) : global; }
+  const Settings& get() const { return context_ ? py::cast<const Settings&>(context_) : *global; }
 
-  static inline Settings global{};
+  // Neither changed nor freed: calls under way in other threads read what was global before.
+  static inline std::atomic<const Settings*> global = nullptr;
   static inline py::handle variable;  // never released: the module lives as long as the process
 
  private:

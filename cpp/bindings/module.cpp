@@ -122,7 +122,10 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   if (variable == nullptr) throw py::error_already_set();
   CurrentSettings::variable = variable;
   m.attr("context_settings") = CurrentSettings::variable;
-  m.def("set_global_settings", [](const Settings& s) { CurrentSettings::global = s; });
+  m.def("set_global_settings", [](py::object settings) {
+    CurrentSettings::global = settings.cast<const Settings*>();
+    settings.release();
+  });
   m.def("current_settings", [] { return CurrentSettings().get(); });
 
   bind_optimizer(m);

@@ -360,9 +360,12 @@ std::vector<int> BoundOptimizer::groups() const {
 }
 
 std::vector<Array> BoundOptimizer::params() const {
-  std::vector<Array> params;
-  for (const Parameter& parameter : parameters_) params.push_back(parameter.array);
-  return params;
+  std::vector<py::object> params;
+  {
+    const std::lock_guard held(arrays_);
+    for (const Parameter& parameter : parameters_) params.push_back(parameter.array);
+  }
+  return {params.begin(), params.end()};
 }
 
 }  // namespace fastopt

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -139,6 +140,7 @@ class BoundOptimizer {
   bool written_known_ = false;
   std::vector<size_t> zeroed_;      // whose gradients are known to be fit for that
   std::atomic<unsigned> busy_ = 0;  // the process whose step is under way
+  mutable std::mutex arrays_;       // a step replaces some while another thread asks for them
 
   const char* isa_ = "";
 

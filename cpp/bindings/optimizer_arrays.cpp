@@ -26,7 +26,10 @@ void BoundOptimizer::check_param(Parameter& parameter) {
     parameter.dtype = view.dtype;
     written_known_ = parameter.layout_known = false;
   }
-  if (parameter.other_array) std::swap(parameter.array, parameter.other_array);
+  if (parameter.other_array) {
+    const std::lock_guard held(arrays_);
+    std::swap(parameter.array, parameter.other_array);
+  }
 }
 
 void BoundOptimizer::check_grad(Parameter& parameter) {

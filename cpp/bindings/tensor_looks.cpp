@@ -1,4 +1,6 @@
 // What a tensor optimizer looks at, at every step: groups, parameters, gradients, states.
+#include <pybind11/critical_section.h>
+
 #include "tensor_optimizer.h"
 
 namespace fastopt {
@@ -17,20 +19,19 @@ class TensorOptimizer::Cursor {
   explicit Cursor(py::handle dict) : dict_(dict.ptr()) {}
 
   // Null if the dict has no such key.
-  py::handle find(py::handle wanted) {
-    if (const py::handle value = next(wanted)) return value;
-    PyObject* const value = PyDict_GetItemWithError(dict_, wanted.ptr());
-    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
-    return value;
+  py::object find(py::handle wanted) {
+    if (py::object value = next(wanted)) return value;
+    return fastopt::find(dict_, wanted);
   }
 
   // Its value if it is the next key. One that is passed over is not waited for.
-  py::handle next(py::handle wanted) {
+  py::object next(py::handle wanted) {
+    const py::scoped_critical_section held(dict_);
     PyObject *key = nullptr, *value = nullptr;
     py::ssize_t position = position_;
     if (!PyDict_Next(dict_, &position, &key, &value) || key != wanted.ptr()) return {};
     position_ = position;
-    return value;
+    return owned(value);
   }
 
  private:
@@ -51,10 +52,9 @@ void TensorOptimizer::look_at_options(py::handle owner, py::handle options, size
   bool same = group.settled && group.seen.size() == options_.size();
   group.seen.resize(options_.size());
   for (size_t k = 0; k < options_.size(); ++k) {
-    PyObject* const value = PyDict_GetItemWithError(options.ptr(), options_[k].ptr());
-    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
-    if (group.seen[k].ptr() == value) continue;
-    group.seen[k] = owned(value);
+    py::object value = find(options, options_[k]);
+    if (group.seen[k].is(value)) continue;
+    group.seen[k] = std::move(value);
     same = false;
   }
   if (same) return;
@@ -69,6 +69,7 @@ void TensorOptimizer::look_at_group(py::handle owner, py::handle options, size_t
   look_at_options(owner, options, group);
   const py::object list = options[params_name];
   const py::object params = checked(PySequence_Fast(list.ptr(), "params is not a list"));
+  const py::scoped_critical_section held(params);
   for (py::ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params.ptr()); ++i, ++params_) {
     const py::object param = owned(PySequence_Fast_GET_ITEM(params.ptr(), i));
     const py::object grad = checked(PyObject_GetAttr(param.ptr(), grad_name.ptr()));
@@ -102,7 +103,7 @@ void TensorOptimizer::look_at_param(Slot& slot, py::handle owner, Cursor& states
   place(slot, param_stream, own);
   look_at_grad(slot, owner);
   if (group.scalar_count + stream_count(slot) == first_state_stream) return;
-  if (const py::handle state = states.find(slot.param)) slot.state = owned(state.ptr());
+  slot.state = states.find(slot.param);
   look_at_states(slot, owner);
 }
 
@@ -126,9 +127,8 @@ void TensorOptimizer::look_at_states(Slot& slot, py::handle owner) {
   if (slot.state) {
     Cursor cursor(slot.state);
     for (size_t k = 0; k < count; ++k) {
-      const py::handle tensor = cursor.find(kind(slot).states[k]);
-      complete &= tensor && !tensor.is_none();
-      held_.push_back(owned(tensor.ptr()));
+      held_.push_back(cursor.find(kind(slot).states[k]));
+      complete &= held_.back() && !held_.back().is_none();
     }
   } else {
     held_.resize(first + count);

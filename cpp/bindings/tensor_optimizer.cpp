@@ -300,7 +300,7 @@ void bind_tensor_optimizer(py::module_& m) {
              std::optional<double> max_norm, bool skip_nonfinite, bool zero_grads) {
             const CurrentSettings current;
             Settings settings = current.get();
-            if (threads > 0 && settings.threads == CurrentSettings::global.threads) {
+            if (threads > 0 && settings.threads == CurrentSettings::global.load()->threads) {
               settings.threads = threads;
             }
             const TensorOptimizer::Result result =

@@ -1,5 +1,7 @@
 #include "tree.h"
 
+#include <pybind11/critical_section.h>
+
 #include <algorithm>
 #include <unordered_set>
 
@@ -56,15 +58,14 @@ class Cursor {
   explicit Cursor(py::handle dict) : dict_(dict.ptr()) {}
 
   // Null if the dict has no such key.
-  py::handle find(py::handle wanted) {
+  py::object find(py::handle wanted) {
+    const py::scoped_critical_section held(dict_);
     PyObject *key = nullptr, *value = nullptr;
     if (in_order_ && PyDict_Next(dict_, &position_, &key, &value) && key == wanted.ptr()) {
-      return value;
+      return owned(value);
     }
     in_order_ = false;
-    value = PyDict_GetItemWithError(dict_, wanted.ptr());
-    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
-    return value;
+    return fastopt::find(dict_, wanted);
   }
 
  private:
@@ -194,11 +195,12 @@ void Tree::walk_sequence(const Node& node, py::handle params, py::handle grads,
   if (!skip) check_size(grad_items, "grads");
   for (size_t i = 0; i < node.children.size(); ++i) {
     const auto item = [&](const py::object& items, const char* argument) {
+      const py::scoped_critical_section held(items);
       check_size(items, argument);  // Python that ran for an item before may have changed a list
-      return py::handle(PySequence_Fast_GET_ITEM(items.ptr(), py::ssize_t(i)));
+      return owned(PySequence_Fast_GET_ITEM(items.ptr(), py::ssize_t(i)));
     };
-    walk(node.children[i], item(param_items, "params"), skip ? grads : item(grad_items, "grads"),
-         visit);
+    walk(node.children[i], item(param_items, "params"),
+         skip ? py::none() : item(grad_items, "grads"), visit);
   }
 }
 
@@ -210,14 +212,14 @@ void Tree::walk_mapping(const Node& node, py::handle params, py::handle grads,
   Cursor param_cursor(param_items), grad_cursor(grad_items);
   for (size_t i = 0; i < node.children.size(); ++i) {
     const auto find = [&](Cursor& cursor, const char* argument) {
-      const py::handle value = cursor.find(node.keys[i]);
+      py::object value = cursor.find(node.keys[i]);
       if (!value) {
         fail<py::value_error>(where(argument, node.path), " has no ", text(py::repr(node.keys[i])));
       }
       return value;
     };
-    const py::object param = owned(find(param_cursor, "params").ptr());
-    walk(node.children[i], param, skip ? grads : find(grad_cursor, "grads"), visit);
+    const py::object param = find(param_cursor, "params");
+    walk(node.children[i], param, skip ? py::none() : find(grad_cursor, "grads"), visit);
   }
   const auto check_extra = [&](const py::dict& items, const char* argument) {
     if (items.size() == node.children.size()) return;

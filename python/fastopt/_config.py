@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -107,8 +108,11 @@ def _initial(environ: Mapping[str, str]) -> tuple[Config, str]:
     return config, source
 
 
+_kept_settings = cache(_core.Settings)  # those that were global are never freed
+
+
 def _settings(config: Config) -> _core.Settings:
-    return _core.Settings(config["isa"], config["num_threads"], config["denormals"] == "flush")
+    return _kept_settings(config["isa"], config["num_threads"], config["denormals"] == "flush")
 
 
 def _changed(where: str, config: Config, options: Mapping[str, Any]) -> Config:
