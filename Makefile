@@ -5,9 +5,9 @@ SOURCES = pyproject.toml CMakeLists.txt $(wildcard cpp/*/*) build/modules
 MODULES = $(sort $(wildcard python/fastopt/*.py python/fastopt/*/*.py))
 
 .DELETE_ON_ERROR:
-.PHONY: test test-torch test-oracles mpi test-mpi test-isas test-qemu test-aarch64 test-exhaustive test-fuzz \
-	test-forks test-sanitized test-sdist demo docs pictures bench bench-compare count-instructions \
-	lint format wheels sdist clean
+.PHONY: test test-torch test-oracles mpi test-mpi test-isas test-qemu test-aarch64 \
+	test-aarch64-python test-exhaustive test-fuzz test-forks test-sanitized test-sdist demo docs pictures \
+	bench bench-compare count-instructions lint format wheels sdist clean
 
 # An editable install: rebuilt when the C++ changes, or a module is new. The tools that build it are
 # installed beside it, so that a rebuild compiles only what changed. SETTINGS are more options of
@@ -83,6 +83,30 @@ test-aarch64:
 		tests/kernel_bits.cpp $(KERNELS) -o build/bits/aarch64
 	build/bits/here > build/bits/expected
 	qemu-aarch64 -L $(AARCH64) build/bits/aarch64 | diff build/bits/expected -
+
+# The rules, storages, norms and losses in a real Python for aarch64, emulated, with the wheel cross
+# compiled for it: minutes. Debian packages: g++-aarch64-linux-gnu mmdebstrap qemu-user.
+EMULATED = $(abspath build/aarch64)
+test-aarch64-python: $(VENV)/.installed $(EMULATED)/bin/python
+	$(BIN)/python -m pip --python $(EMULATED)/bin/python install --quiet \
+		scikit-build-core pybind11 numpy autograd hypothesis ml_dtypes pytest safetensors scipy
+	PATH=$(abspath $(BIN)):$$PATH CXX=aarch64-linux-gnu-g++ \
+	CXXFLAGS='-idirafter $(EMULATED)/root/usr/include' \
+	CMAKE_ARGS='-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64' \
+		$(BIN)/python -m pip --python $(EMULATED)/bin/python install --quiet \
+		--no-deps --no-build-isolation .
+	$(EMULATED)/bin/python -m pytest -m 'not torch' $(patsubst %,tests/test_%.py, \
+		smoke step optimizers codecs storage norm losses)
+
+# A virtual environment of the Python of a Debian that is unpacked, and not installed.
+$(EMULATED)/bin/python:
+	rm -rf $(EMULATED) && mkdir -p $(@D)
+	. /etc/os-release && mmdebstrap --quiet --variant=extract --architectures=arm64 \
+		--include=python3-dev $$VERSION_CODENAME $(EMULATED)/root
+	echo 'home = $(EMULATED)/root/usr/bin' > $(EMULATED)/pyvenv.cfg
+	printf '%s\n' '#!/bin/sh' 'exec qemu-aarch64 -L $(EMULATED)/root -0 $@ \
+		$(EMULATED)/root/usr/bin/python3 "$$@"' > $@
+	chmod +x $@
 
 # The kernels' float32 exp and log on every input: minutes.
 test-exhaustive: $(VENV)/.installed
