@@ -150,6 +150,10 @@ def test_groups_share_what_d_depends_on() -> None:
         opt.param_groups[1][name] = Prodigy.ranges[name].other(defaults(Prodigy)[name])
         with pytest.raises(ValueError, match=rf"Prodigy\.step: the groups have different {name}"):
             opt.step([np.ones(3), np.ones(2)])
+    rates = 0.0, 1.0, 0.5
+    opt = Prodigy([{"params": np.ones(2), "lr": rate} for rate in rates])
+    with pytest.raises(ValueError, match=r"the rates of groups are \[1.0, 0.5\], not equal or 0"):
+        opt.step([np.ones(2)] * 3)
     opt = Prodigy([{"params": np.ones(3)}, {"params": np.ones(2), "lr": 0.5}])
     with pytest.raises(ValueError, match=r"the rates of groups are \[1.0, 0.5\], not equal or 0"):
         opt.step([np.ones(3), np.ones(2)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import product
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, TypeGuard, get_type_hints
@@ -193,8 +193,10 @@ class Optimizer:
     def _check_together(self, options: Mapping[str, Any]) -> None:
         """Raises ValueError for hyper-parameters that do not go together."""
 
-    def _check_groups(self, all_options: Sequence[Mapping[str, Any]]) -> None:
-        """Raises ValueError for groups that do not go together, where all share numbers."""
+    def _check_group(
+        self, options: Mapping[str, Any], all_options: Iterator[Mapping[str, Any]]
+    ) -> None:
+        """Raises ValueError for a group that does not go with the others."""
 
     # The public face.
 
@@ -896,7 +898,8 @@ class Optimizer:
         if numbers is not None:
             options = {**options, **numbers}
         if self._numbers and len(self._groups) > 1:
-            self._check_groups([{**group._options, **self._numbers} for group in self._groups])
+            all_options = ({**group._options, **self._numbers} for group in self._groups)
+            self._check_group(options, all_options)
         lr = options["lr"]
         rate = self._lr(options) if callable(lr) else lr
         return self._coefficients(options, rate, t, started)

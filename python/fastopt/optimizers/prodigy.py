@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -135,14 +136,19 @@ class Prodigy(Optimizer):
     def _rule(self, options: Mapping[str, Any]) -> str:
         return "prodigy"
 
-    def _check_groups(self, all_options: Sequence[Mapping[str, Any]]) -> None:
+    def _check_group(
+        self, options: Mapping[str, Any], all_options: Iterator[Mapping[str, Any]]
+    ) -> None:
         caller = f"{type(self).__name__}.step"
+        first = next(all_options)
         for name in (*_COMMON, "d", "d_max", "d_numerator"):
-            values = [options[name] for options in all_options]
-            if any(value != values[0] for value in values):
+            values = [first[name], options[name]]
+            if values[0] != values[1]:
                 raise ValueError(f"{caller}: the groups have different {name}, {shown(values)}")
-        rates = [self._lr(options) for options in all_options]
-        if len({*rates} - {0.0}) > 1:
+        # No more of them are asked than until one has a rate.
+        others = (self._lr(each) for each in itertools.chain([first], all_options))
+        rates = [next(filter(None, others), 0.0), self._lr(options)]
+        if rates[1] not in (0.0, rates[0]):
             raise ValueError(f"{caller}: the rates of groups are {shown(rates)}, not equal or 0")
 
     def _coefficients(

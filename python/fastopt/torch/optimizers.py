@@ -215,7 +215,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         if numbers or self._shared:
             options = {**self._with_shared(index), **numbers}
         if self._of_all and len(self.param_groups) > 1:
-            self._like._check_groups([*map(self._with_shared, range(len(self.param_groups)))])
+            self._like._check_group(options, map(self._with_shared, range(len(self.param_groups))))
         values: dict[str, float] = self._like._coefficients(options, options["lr"], t, started)
         if self._shared and not self._of_all:
             self._pending[index] = {state.name: values.pop(state.name) for state in self._shared}
