@@ -21,8 +21,6 @@ def _counted(name: str) -> Callable[..., Any]:
     def call(self: Wire, *arguments: Any) -> Any:
         start = time.perf_counter()
         result = method(self, *arguments)
-        if isinstance(result, MPI.Request):  # is waited for at once
-            result.Wait()
         self.seconds += time.perf_counter() - start
         return result
 
@@ -32,10 +30,9 @@ def _counted(name: str) -> Callable[..., Any]:
 for _name in (
     "allgather",
     "Allgather",
-    "Allgatherv",
-    "Iallgatherv",
     "Allreduce",
     "Reduce_scatter",
     "Reduce_scatter_block",
+    "Sendrecv",
 ):
     setattr(Wire, _name, _counted(_name))
