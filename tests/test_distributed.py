@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 import fastopt
 from fastopt import data
@@ -119,20 +120,24 @@ def test_reproducible_sums_are_in_the_order_of_ranks(name: str) -> None:
 
 @on_ranks
 def test_random_trees() -> None:
-    for seed in range(60):
+    """Of any number of arrays and elements, some empty, some without gradients, some in one."""
+    for seed in range(200):
         rng = np.random.default_rng(seed)
         shapes = {
             str(i): tuple(rng.integers(0, 70, rng.integers(0, 4)).tolist())
             for i in range(rng.integers(1, 6))
         }
-        name = str(rng.choice(["Adam", "LAMB", "Lion"]))
+        name = str(rng.choice(["Adam", "LAMB", "Lion", "Adafactor", "Prodigy", "SGD"]))
         params = drawn(rng, shapes)
+        by_rank: list[Any] = [drawn(rng, shapes) for _ in range(COMM.size)]
+        if is_flat := bool(rng.random() < 0.3):
+            params, by_rank = flatten(params), list(map(flatten, by_rank))
         for key in params:
-            if params[key].ndim > 1 and rng.random() < 0.5:
+            if not is_flat and params[key].ndim > 1 and rng.random() < 0.5:
                 params[key] = np.asfortranarray(params[key])
         whole, cls = copied(params), fastopt.Optimizer.registry[name]
-        opt, plain = DistributedOptimizer(cls, params, bucket_bytes=9000), cls(whole)  # type: ignore[call-arg]
-        by_rank: list[Any] = [drawn(rng, shapes) for _ in range(COMM.size)]
+        options: Any = {"shard": bool(seed % 3), "reproducible": bool(seed % 2)}
+        opt, plain = DistributedOptimizer(cls, params, bucket_bytes=9000, **options), cls(whole)  # type: ignore[call-arg]
         mean: dict[str, Any] = {
             k: np.asarray(sum(g[k] for g in by_rank) / COMM.size) for k in shapes
         }
@@ -144,7 +149,8 @@ def test_random_trees() -> None:
         opt.step(by_rank[COMM.rank])
         plain.step(mean)
         for key in shapes:
-            np.testing.assert_allclose(params[key], whole[key], rtol=1e-12, atol=1e-12)
+            rtol = 1e-9 if name == "Prodigy" else 1e-12
+            np.testing.assert_allclose(params[key], whole[key], rtol=rtol, atol=1e-12)
 
 
 def wrong(grads: Any) -> Any:
@@ -285,6 +291,59 @@ def test_groups_and_other_arrays() -> None:
 
 
 @on_ranks
+@pytest.mark.parametrize("shard", [True, False])
+@pytest.mark.parametrize("name", ["AdamW", "Adafactor"])
+def test_what_joins_later_is_as_what_was_there(name: str, shard: bool) -> None:
+    rng, cls = np.random.default_rng(0), fastopt.Optimizer.registry[name]
+    first, second = drawn(rng, SHAPES), drawn(rng, SHAPES)
+    whole: Any = [copied(first), copied(second)]
+    opt: Any = DistributedOptimizer(cls, shard=shard)
+    plain: Any = cls()  # type: ignore[call-arg]
+    assert not opt.state and opt.steps == 0
+    with pytest.raises(ValueError, match="no parameters yet"):
+        opt.step(first)
+    gradients = [drawn(rng, SHAPES) for _ in range(4)]
+    opt.update(first, gradients[0], weight=float(COMM.rank == 0))
+    plain.update(whole[0], gradients[0])
+    bad = {"params": np.ones(3), "lr": -1.0 if COMM.rank == 0 else 1.0}
+    with pytest.raises(ValueError, match="lr is -1"):
+        opt.add_param_group(bad)
+    with pytest.raises(TypeError, match="expected a mapping with 'params'"):
+        opt.add_param_group(np.ones(3))
+    with pytest.raises(ValueError, match="shares memory"):
+        opt.add_param_group({"params": first["W"]})
+    assert_same(opt.state_dict(), plain.state_dict())
+    opt.add_param_group({"params": second, "lr": 0.5})
+    plain.add_param_group({"params": whole[1], "lr": 0.5})
+    opt.step(gradients[:2])
+    plain.step(gradients[:2])
+    others = [copied(first), copied(second)]
+    opt.update(others, gradients[2:])
+    plain.update(whole, gradients[2:])
+    with pytest.raises(ValueError, match=r"grads\['0.W'\]"):
+        opt.update([first, second], [wrong(gradients[0]), gradients[1]])
+    opt.step(gradients[:2])
+    plain.step(gradients[:2])
+    for i in range(2):
+        for key in SHAPES:
+            np.testing.assert_allclose(others[i][key], whole[i][key], rtol=1e-12)
+    saved, expected = opt.state_dict(), plain.state_dict()
+    assert saved.keys() == expected.keys()
+    for key in saved:
+        np.testing.assert_allclose(saved[key], expected[key], rtol=1e-12)
+
+
+@on_ranks
+def test_a_hyper_parameter_is_not_an_attribute() -> None:
+    opt: Any = DistributedOptimizer(fastopt.AdamW, np.ones(3), COMM)
+    with pytest.raises(AttributeError, match=r"set opt\.param_groups\[0\]\['weight_decay'\]"):
+        opt.weight_decay = 1.0
+    with pytest.raises(AttributeError, match="AdamW has no attribute 'd'"):
+        _ = opt.d
+    assert DistributedOptimizer(fastopt.Prodigy, np.ones(3), COMM).d == 1e-6
+
+
+@on_ranks
 def test_a_schedule_free_average_is_on_all_ranks() -> None:
     rng = np.random.default_rng(0)
     params = drawn(rng, SHAPES)
@@ -299,6 +358,10 @@ def test_a_schedule_free_average_is_on_all_ranks() -> None:
         getattr(plain, mode)()
         for key in SHAPES:
             np.testing.assert_allclose(params[key], whole[key], rtol=1e-12)
+    with opt.averaged(), plain.averaged():
+        assert not opt.training
+        np.testing.assert_allclose(params["W"], whole["W"], rtol=1e-12)
+    assert opt.training
 
 
 @on_ranks
@@ -320,7 +383,13 @@ def test_broadcast_gives_all_ranks_what_one_has() -> None:
     for _ in range(COMM.rank):
         opt.step({"W": np.ones(3)})
     root = COMM.size - 1
-    broadcast([params, opt], root=root)
+    shared = DistributedOptimizer(fastopt.Adam, {"W": np.ones(5000)})
+    shared.step({"W": np.ones(5000)})
+    state = shared.state_dict()
+    shared.lr = 1.0 + COMM.rank
+    broadcast([params, opt, shared], root=root)
+    assert shared.lr == 1.0 + root
+    assert_same({**shared.state_dict(), "param_groups.0.lr": state["param_groups.0.lr"]}, state)
     expected = np.random.default_rng(root)
     np.testing.assert_array_equal(layer.params["weight"], np.float32(expected.standard_normal(3)))
     np.testing.assert_array_equal(params["W"], expected.standard_normal((4, 5)).T)
@@ -333,6 +402,9 @@ def test_broadcast_says_what_differs() -> None:
         broadcast({"W": np.ones(1 + COMM.rank)})
     with pytest.raises(TypeError, match=r"W\.0 is of type int, expected arrays"):
         broadcast({"W": [1 if COMM.rank == 1 else np.ones(2)]})
+    alone = DistributedOptimizer(fastopt.SGD, np.ones(2), MPI.COMM_SELF)
+    with pytest.raises(ValueError, match="the optimizer is of other ranks"):
+        broadcast(alone)
 
 
 @on_ranks

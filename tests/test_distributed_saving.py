@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,10 +54,13 @@ def test_a_state_of_other_shapes_is_an_error_on_all() -> None:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """The same on all ranks."""
-    shared: Path = COMM.bcast(tmp_path)
-    return shared / "state.npz"
+def path() -> Iterator[Path]:
+    """The same on all ranks: pytest's own would be made and deleted by each of them."""
+    folder = COMM.bcast(tempfile.mkdtemp() if COMM.rank == 0 else "")
+    yield Path(folder) / "state.npz"
+    COMM.Barrier()
+    if COMM.rank == 0:
+        shutil.rmtree(folder)
 
 
 @on_ranks
@@ -167,7 +172,7 @@ def at_most(limit: int) -> Iterator[None]:
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("reproducible", [True, False])
 def test_a_rank_needs_the_memory_of_its_part(path: Path, flat: bool, reproducible: bool) -> None:
-    sizes, bucket, rest = {"W": (600, 500), "b": (700, 1000)}, 2**16, 2**16
+    sizes, bucket, rest = {"W": (600, 500), "b": (700, 1000)}, 2**20, 2**16
     params: Any = drawn(np.random.default_rng(0), sizes, np.float32)
     total = sum(array.nbytes for array in params.values())
     part = total // COMM.size + 4096
@@ -177,7 +182,7 @@ def test_a_rank_needs_the_memory_of_its_part(path: Path, flat: bool, reproducibl
     )
     states = sum(a.nbytes for state in opt.state.values() for a in state.values())
     assert 2 * (part - 8192) <= states <= 2 * part
-    with at_most(part + (1 + reproducible) * bucket + rest):
+    with at_most(part + (reproducible + (not flat)) * bucket + rest):
         opt.step(grads, max_norm=1.0)
     with at_most(2 * bucket + rest):
         opt.save(path)

@@ -52,10 +52,10 @@ class Shards:
         divisible: Sequence[bool],
         is_sharded: bool,
     ) -> None:
-        assert optimizer._bound is not None
         self._comm, self._optimizer, self._params = comm, optimizer, params
         self._pieces, self._divisible, self._is_sharded = pieces, divisible, is_sharded
-        self._index_of = {f"state.{name}": i for i, name in enumerate(optimizer._bound.names)}
+        names = optimizer._bound.names if optimizer._bound else []
+        self._index_of = {f"state.{name}": i for i, name in enumerate(names)}
 
     def _index(self, key: str) -> int | None:
         """Of the array, for an entry that the ranks have parts of."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from fastopt import _config, _core
 from fastopt._checks import integer, number, shown, switch
 from fastopt._tree import Array, rebuild
 from fastopt.distributed._saving import Shards, save
-from fastopt.distributed._shards import BLOCK, Exchange, cut, piece_of
+from fastopt.distributed._shards import BLOCK, Exchange, Piece, cut, piece_of
 from fastopt.distributed._together import agree, check_same, communicator, together
 from fastopt.optimizers.base import _RULES, ArrayTree, GradientTree, Optimizer
 from fastopt.optimizers.groups import ParamGroup
@@ -36,8 +36,8 @@ class DistributedOptimizer:
     ----------
     cls : type
         The optimizer: ``fastopt.AdamW``.
-    params : array or tree of arrays, or list of groups
-        As for ``cls``, and the same on all ranks: see `broadcast`.
+    params : array or tree of arrays, or list of groups, optional
+        As for ``cls``, and the same on all ranks: see `broadcast`. Without, `update` gives them.
     comm : mpi4py.MPI.Intracomm, optional
         By default ``MPI.COMM_WORLD``.
     shard : bool, default True
@@ -86,10 +86,12 @@ class DistributedOptimizer:
     array([0.5, 0.5])
     """
 
+    _model: _core.BoundOptimizer  # of the whole arrays, once there are some
+
     def __init__(
         self,
         cls: type[Optimizer],
-        params: ArrayTree,
+        params: ArrayTree | None = None,
         comm: MPI.Intracomm | None = None,
         *,
         shard: bool = True,
@@ -109,64 +111,122 @@ class DistributedOptimizer:
             self._bucket_bytes = integer(f"{caller}: bucket_bytes", bucket_bytes, 1)
             self._check_every = integer(f"{caller}: check_every", check_every, 0)
             self._optimizer = cls(None, **options)
-            self._grouped = Optimizer._is_grouped(params)
-            groups: Any = params
-            self._params: Any = [g["params"] for g in groups] if self._grouped else params
-            self._model = _core.BoundOptimizer(self._name, self._params, self._grouped)
-            arrays = self._model.params
-            self._divisible = [True] * len(arrays)
-            if self._is_sharded:
-                self._divisible = self._find_divisible(params)
-            sizes = [array.size for array in arrays]
-            self._pieces = cut(sizes, self._divisible, self._comm.size)
-            self._own = self._pieces[self._comm.rank]
+        self._threads = _share_of_threads(self._comm)
+        own = {
+            "cls": self._name,
+            "shard": self._is_sharded,
+            "reproducible": self._reproducible,
+            "bucket_bytes": self._bucket_bytes,
+            "check_every": self._check_every,
+            "params": None if params is None else "given",
+        }
+        check_same(self._comm, caller, own)
+        self._forget()
+        if params is not None:
             self._bind(params)
-        self._check_same_everywhere()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_") or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._optimizer, name, value)  # it says what was meant
+
+    def _forget(self) -> None:
+        """Binds nothing."""
+        self._optimizer._forget()
+        self._params: Any = None
+        self._grouped = False
+        self._divisible: list[bool] = []
+        self._pieces: list[list[Piece]] = [[] for _ in range(self._comm.size)]
+        self._exchanges: list[Exchange] = []
+
+    @property
+    def _arrays(self) -> list[Array]:
+        return [] if self._optimizer._bound is None else self._model.params
+
+    @property
+    def _own(self) -> list[Piece]:
+        return self._pieces[self._comm.rank]
+
+    def _bind(self, params: Any) -> None:
+        grouped = Optimizer._is_grouped(params)
+        groups: Any = params if grouped else [{"params": params}]
+        self._add(groups, [group["params"] for group in groups] if grouped else params, grouped)
+
+    def _add(self, groups: Sequence[Mapping[str, Any]], trees: Any, grouped: bool) -> None:
+        """Binds these groups, the last of all the trees, on all ranks or on none."""
+        optimizer, known, comm = self._optimizer, len(self._divisible), self._comm
+        before = dict(vars(optimizer))
+        try:
+            with together(comm):
+                model = _core.BoundOptimizer(self._name, trees, grouped)
+                optimizer._check_params(model)
+                arrays, owners = model.params[known:], model.groups[known:]
+                of_groups = [optimizer._options_of({**group, "params": None}) for group in groups]
+                first = max(model.groups, default=0) + 1 - len(groups)
+                divisible = [
+                    not self._is_sharded or self._can_be_cut(of_groups[owner - first], array)
+                    for array, owner in zip(arrays, owners, strict=True)
+                ]
+                pieces = cut([array.size for array in arrays], divisible, comm.size)
+                pieces = [old + new for old, new in zip(self._pieces, pieces, strict=True)]
+                divisible = self._divisible + divisible
+                if self._is_sharded:
+                    self._bind_pieces(model, groups, pieces[comm.rank], divisible, grouped)
+                else:
+                    pieces = cut([array.size for array in model.params], divisible, comm.size)
+                    self._bind_to(groups, grouped)
+            self._check_same_everywhere(model)
+        except Exception:
+            vars(optimizer).clear()
+            vars(optimizer).update(before)
+            raise
+        self._model, self._params, self._grouped = model, trees, grouped
+        self._pieces, self._divisible = pieces, divisible
+        dtypes = [array.dtype for array in model.params]
         self._exchanges = [
             Exchange(
-                self._comm,
-                [i for i, array in enumerate(arrays) if array.dtype == dtype],
-                self._pieces,
+                comm,
+                [i for i, own in enumerate(dtypes) if own == dtype],
+                pieces,
                 dtype,
                 self._bucket_bytes,
                 self._reproducible,
             )
-            for dtype in dict.fromkeys(array.dtype for array in arrays)
+            for dtype in dict.fromkeys(dtypes)
         ]
-        self._threads = _share_of_threads(self._comm)
 
-    def _find_divisible(self, params: Any) -> list[bool]:
-        """Whether the elements of each array can be stepped apart."""
-        optimizer = self._optimizer
-        optimizer._check_params(self._model)
-        groups = params if self._grouped else [{}]
-        all_options = [optimizer._options_of(group) for group in groups]
-        return [
-            array.flags.c_contiguous
-            and (array.ndim == 0 or not self._is_one(all_options[group], array))
-            for array, group in zip(self._model.params, self._model.groups, strict=True)
-        ]
+    def _bind_pieces(
+        self,
+        model: _core.BoundOptimizer,
+        groups: Sequence[Mapping[str, Any]],
+        pieces: Sequence[Piece],
+        divisible: Sequence[bool],
+        grouped: bool,
+    ) -> None:
+        optimizer, known = self._optimizer, len(self._divisible)
+        optimizer._sizes = dict(enumerate(array.size for array in model.params))
+        own = iter(list(map(piece_of, model.params, pieces, divisible))[known:])
+        self._bind_to([{**g, "params": rebuild(g["params"], own)} for g in groups], grouped)
+        assert optimizer._bound is not None
+        for i, (begin, _) in enumerate(pieces):
+            optimizer._bound.set_first(i, begin)
+
+    def _bind_to(self, groups: Sequence[Mapping[str, Any]], grouped: bool) -> None:
+        if self._divisible:
+            self._optimizer.add_param_group(groups[0])
+        else:
+            self._optimizer._bind(groups if grouped else groups[0]["params"])
+
+    def _can_be_cut(self, options: Mapping[str, Any], array: Array) -> bool:
+        in_order = array.flags.c_contiguous
+        return in_order and (array.ndim == 0 or not self._is_one(options, array))
 
     def _is_one(self, options: Mapping[str, Any], array: Array) -> bool:
         rule = self._optimizer._rule_for(options, array)
         states, _, adds_up = _RULES[rule]
         shapes = {self._optimizer._declared(name).shape for name in states}
         return adds_up or bool(shapes - {"like"}) or self._optimizer._between(options) is not None
-
-    def _bind(self, params: Any) -> None:
-        """Binds the optimizer of this rank: to its pieces, or where it has all, to the arrays."""
-        optimizer = self._optimizer
-        if not self._is_sharded:
-            optimizer._bind(params)
-            return
-        optimizer._sizes = dict(enumerate(array.size for array in self._model.params))
-        tree = self._tree_of(self._pieces_of(self._model.params))
-        if self._grouped:
-            tree = [{**group, "params": t} for group, t in zip(params, tree, strict=True)]
-        optimizer._bind(tree)
-        assert optimizer._bound is not None
-        for i, (begin, _) in enumerate(self._own):
-            optimizer._bound.set_first(i, begin)
 
     def _pieces_of(self, arrays: Sequence[Array]) -> list[Array]:
         return list(map(piece_of, arrays, self._own, self._divisible))
@@ -177,17 +237,9 @@ class DistributedOptimizer:
             return [rebuild(tree, pieces) for tree in self._params]
         return rebuild(self._params, pieces)
 
-    def _check_same_everywhere(self) -> None:
-        about: dict[str, Any] = {
-            "cls": self._name,
-            "shard": self._is_sharded,
-            "reproducible": self._reproducible,
-            "bucket_bytes": self._bucket_bytes,
-            "check_every": self._check_every,
-            "the names of params": self._model.names,
-            **self._options(),
-        }
-        for name, array in zip(self._model.names, self._model.params, strict=True):
+    def _check_same_everywhere(self, model: _core.BoundOptimizer) -> None:
+        about: dict[str, Any] = {"the names of params": model.names, **self._options()}
+        for name, array in zip(model.names, model.params, strict=True):
             layout = "in C order" if array.flags.c_contiguous else "not in C order"
             about[f"params[{name!r}]"] = (str(array.dtype), array.shape, layout)
         check_same(self._comm, "DistributedOptimizer", about)
@@ -244,10 +296,14 @@ class DistributedOptimizer:
         >>> opt.step(np.array([3.0, 4.0]), max_norm=1.0)
         5.0
         """
+        if self._optimizer._bound is None:
+            name = self._name
+            raise ValueError(f"{name}.step: no parameters yet: give them to it, or use update")
         if self._comm.size == 1:
             if weight is not None:
                 number(f"{self._name}.step: weight", weight, 0.0, above=True)
-            return self._optimizer.step(
+            return self._optimizer.update(
+                self._params,
                 grads,
                 loss_scale=loss_scale,
                 max_norm=max_norm,
@@ -275,6 +331,88 @@ class DistributedOptimizer:
             if self._check_every and self._optimizer.steps % self._check_every == 0:
                 self._check_copies(arrays)
         return norm
+
+    def update(self, params: ArrayTree, grads: GradientTree, **options: Any) -> float | None:
+        """
+        Step ``params``, which the first call binds: ``opt.update(params, grads)`` in a loop.
+
+        Parameters
+        ----------
+        params : array or tree of arrays
+            May be other arrays of the same names, shapes and dtypes at every call.
+        grads, **options
+            As for `step`.
+
+        Returns
+        -------
+        float or None
+            As `step`.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            On all ranks, as `step`.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> from fastopt.distributed import DistributedOptimizer
+        >>> w = np.ones(2)
+        >>> opt = DistributedOptimizer(fastopt.SGD, lr=0.5)
+        >>> opt.update(w, np.ones(2))
+        >>> w
+        array([0.5, 0.5])
+        """
+        is_first, before = self._optimizer._bound is None, self._params
+        if is_first:
+            self._bind(params)
+        else:
+            groups: Any = params
+            grouped = Optimizer._is_grouped(params)
+            self._params = [group["params"] for group in groups] if grouped else params
+        try:
+            return self.step(grads, **options)
+        except BaseException:
+            if is_first:
+                self._forget()
+            else:
+                self._params = before
+            raise
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """
+        Add parameters, on all ranks, as `fastopt.Optimizer.add_param_group`.
+
+        Parameters
+        ----------
+        group : mapping
+            ``{"params": ..., "lr": ...}``. The ranks divide it among them; what they have stays.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            On all ranks, if the group does not fit on one. Nothing is changed then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> from fastopt.distributed import DistributedOptimizer
+        >>> head, body = np.ones(2), np.ones(2)
+        >>> opt = DistributedOptimizer(fastopt.SGD, [{"params": head}], lr=0.5)
+        >>> opt.add_param_group({"params": body, "lr": 0.25})
+        >>> opt.step([np.ones(2), np.ones(2)])
+        >>> head, body
+        (array([0.5, 0.5]), array([0.75, 0.75]))
+        """
+        with together(self._comm):
+            if not Optimizer._is_grouped([group]):
+                raise TypeError(
+                    f"{self._name}.add_param_group: group is {shown(group)}, "
+                    "expected a mapping with 'params'"
+                )
+        trees = self._params if self._grouped else [self._params]
+        known = [] if self._optimizer._bound is None else trees
+        self._add([group], [*known, group["params"]], True)
 
     def _look(
         self, grads: Any, said: dict[str, Any], weight: Any
@@ -450,6 +588,35 @@ class DistributedOptimizer:
         """The live states of this rank's pieces, without axes where an array is cut."""
         return self._optimizer.state
 
+    @property
+    def d(self) -> float:
+        """The distance that Prodigy has found so far."""
+        distance: float = self._plain("d")
+        return distance
+
+    @property
+    def training(self) -> bool:
+        """Whether a schedule-free optimizer's arrays hold what gradients are taken at."""
+        training: bool = self._plain("training")
+        return training
+
+    def _plain(self, name: str) -> Any:
+        """What some optimizers have."""
+        if not hasattr(self._optimizer, name):
+            raise AttributeError(f"{self._name} has no attribute {name!r}")
+        return getattr(self._optimizer, name)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Evaluation for a while, on all ranks: ``with opt.averaged(): ...``."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            if training:
+                self.train()
+
     def train(self) -> None:
         """Put y into the parameters on all ranks: of schedule-free optimizers, and as theirs."""
         self._move("train")
@@ -460,8 +627,8 @@ class DistributedOptimizer:
 
     def _move(self, mode: str) -> None:
         with together(self._comm):
-            getattr(self._optimizer, mode)()
-        self._share(self._model.params, [None] * len(self._exchanges))
+            self._plain(mode)()
+        self._share(self._arrays, [None] * len(self._exchanges))
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """
@@ -563,7 +730,7 @@ class DistributedOptimizer:
         return Shards(
             self._comm,
             self._optimizer,
-            self._model.params,
+            self._arrays,
             self._pieces,
             self._divisible,
             self._is_sharded,

@@ -11,6 +11,7 @@ from mpi4py import MPI
 
 from fastopt._tree import Array, Tree, named_arrays, rebuild
 from fastopt.distributed._together import check_same, communicator, together
+from fastopt.distributed.optimizer import DistributedOptimizer
 from fastopt.norm.layers import Layer
 from fastopt.optimizers.base import Optimizer
 
@@ -66,7 +67,8 @@ def broadcast(what: Any, comm: MPI.Intracomm | None = None, root: int = 0) -> No
     ----------
     what : tree of arrays, layer, optimizer, or a list or dict of those
         Changed in place: arrays; a layer's parameters and running statistics; an optimizer's
-        states, hyper-parameters and counts, not its parameters.
+        states, hyper-parameters and counts, not its parameters. A `DistributedOptimizer`, of the
+        same ranks, keeps its states, which are divided, and takes the rest.
     comm : mpi4py.MPI.Intracomm, optional
         By default ``MPI.COMM_WORLD``.
     root : int, default 0
@@ -96,6 +98,9 @@ def broadcast(what: Any, comm: MPI.Intracomm | None = None, root: int = 0) -> No
         for name, array in arrays.items():
             if not array.flags.writeable:
                 raise ValueError(f"broadcast: {name or 'the array'} is read-only")
+        for name, part in parts:
+            if isinstance(part, DistributedOptimizer) and part._comm.Compare(comm) > MPI.CONGRUENT:
+                raise ValueError(f"broadcast: {name or 'the optimizer'} is of other ranks")
     kinds = {name: type(part).__name__ for name, part in parts}
     about = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     check_same(comm, "broadcast", {"root": root, **kinds, **about})
@@ -104,15 +109,16 @@ def broadcast(what: Any, comm: MPI.Intracomm | None = None, root: int = 0) -> No
         comm.Bcast(message.reshape(-1).view(np.uint8), root)
         array[...] = message
     for _, part in parts:
-        if isinstance(part, Optimizer):
-            state = comm.bcast(part.state_dict() if comm.rank == root else None, root)
+        if not isinstance(part, np.ndarray):
+            is_needed = comm.rank == root or isinstance(part, DistributedOptimizer)
+            state = comm.bcast(part.state_dict() if is_needed else None, root)
             with together(comm):
                 part.load_state_dict(state)
 
 
-def _parts(what: Any, path: str) -> Iterator[tuple[str, Array | Optimizer]]:
+def _parts(what: Any, path: str) -> Iterator[tuple[str, Array | Optimizer | DistributedOptimizer]]:
     """The arrays and optimizers in it, by dotted name."""
-    if isinstance(what, (np.ndarray, Optimizer)):
+    if isinstance(what, (np.ndarray, Optimizer, DistributedOptimizer)):
         yield path, what
         return
     if isinstance(what, Layer):
