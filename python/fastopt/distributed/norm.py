@@ -111,7 +111,7 @@ class SyncBatchNorm(BatchNorm):
             return super().forward(x, residual, out=out)
         with together(self._comm):
             self._check(x, out)
-            own = _statistics(x, self.axis)
+            own = self._statistics(x)
         count, mean, square = self._merged(own)
         with together(self._comm):
             if count < 1:
@@ -131,7 +131,7 @@ class SyncBatchNorm(BatchNorm):
                 out=out,
             )
         self._saved[True] = saved
-        self._whole = count, mean, 1 / np.sqrt(var + (self.eps or 0.0))
+        self._whole = count, mean.astype(self.dtype), var.astype(self.dtype)
         self._move_running(mean, square / max(count - 1, 1) if self.unbiased else var)
         return y
 
@@ -154,6 +154,16 @@ class SyncBatchNorm(BatchNorm):
         for name, buffer in self.buffers.items():
             if not buffer.flags.writeable:
                 raise ValueError(f"SyncBatchNorm: {name} is read-only")
+
+    def _statistics(self, x: Array) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+        """Of every channel: the number of samples, their mean, and the squares about it."""
+        n = x.size // self.num_features
+        if n < 2:
+            mean = x.reshape(-1).astype(np.float64) if n else np.zeros(self.num_features)
+            return n, mean, np.zeros(self.num_features)
+        _, saved = batch.batch_norm(x, training=True, eps=self.eps or 0.0, axis=self.axis)
+        mean, var = saved.statistics
+        return n, mean, n * var
 
     def _merged(
         self, own: tuple[int, NDArray[np.float64], NDArray[np.float64]]
@@ -209,29 +219,25 @@ class SyncBatchNorm(BatchNorm):
             # Of constant statistics; what they depend on x by comes from all ranks' sums.
             gradients: Any = batch.batch_norm_backward(dy, saved, out=out)
         dx, dgamma, dbeta, *dresidual = gradients
-        count, mean, inv = self._whole
+        count, mean, var = self._whole
         everyone = np.empty((self._comm.size, 2, self.num_features))
         self._comm.Allgather(np.stack([dgamma, dbeta]).astype(np.float64), everyone)
         sums = np.zeros_like(everyone[0])
         for row in everyone:
             sums += row
-        shape = [1] * dx.ndim
-        shape[self.axis] = -1
-        scale = inv * self.params.get("weight", np.float64(1)) / count
-        by_x, constant = (part.reshape(shape) for part in (scale * inv * sums[0], scale * sums[1]))
-        dx -= ((saved.x - mean.reshape(shape)) * by_x + constant).astype(dx.dtype)
+        eps = self.eps or 0.0
+        by_xhat, constant = -self.params.get("weight", 1.0) / np.sqrt(var + eps) * sums / count
+        dx, _ = batch.batch_norm(  # an affine function of x is added
+            saved.x,
+            gamma=by_xhat.astype(self.dtype),
+            beta=constant.astype(self.dtype),
+            running_mean=mean,
+            running_var=var,
+            training=False,
+            eps=eps,
+            axis=self.axis,
+            residual=dx,
+            out=dx,
+        )
         self._finish_backward(dgamma, dbeta)
         return (dx, *dresidual) if dresidual else dx
-
-
-def _statistics(x: Array, axis: int) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
-    """Of every channel: the number of samples, their mean, and the sum of squares about it."""
-    channels = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
-    n = channels.shape[1]
-    if n == 0:
-        return 0, np.zeros(len(channels)), np.zeros(len(channels))
-    with np.errstate(all="ignore"):  # as in the compiled code
-        mean = channels.mean(1, dtype=np.float64)
-        deviation = channels - mean[:, None]
-        deviation *= deviation
-        return n, mean, deviation.sum(1)
