@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from fastopt import _state
 from fastopt._tree import Array
 from fastopt.codecs import BLOCK as SCALE_BLOCK
-from fastopt.distributed._shards import BLOCK, Piece, elements
+from fastopt.distributed._shards import BLOCK, TAG, Piece, elements
 from fastopt.optimizers import storage
 from fastopt.optimizers.base import Optimizer
-
-_TAG = 16_161  # of the messages of `save`, apart from the caller's own
 
 
 class Entry(NamedTuple):
@@ -188,9 +186,9 @@ def save(
     It has its name once it is whole. To be called by all ranks, within `together`.
     """
     if comm.rank > 0:
-        while (wanted := comm.recv(source=0, tag=_TAG)) is not None:
+        while (wanted := comm.recv(source=0, tag=TAG)) is not None:
             key, begin, end = wanted
-            comm.Send(np.array(elements(entries[key].own, begin, end)), 0, _TAG)
+            comm.Send(np.array(elements(entries[key].own, begin, end)), 0, TAG)
         return
     try:
         part = os.fspath(path) + ".part"
@@ -205,7 +203,7 @@ def save(
                 os.remove(part)
     finally:
         for rank in range(1, comm.size):
-            comm.send(None, rank, _TAG)
+            comm.send(None, rank, TAG)
 
 
 def _write(
@@ -219,6 +217,6 @@ def _write(
             chunk = np.array(elements(entry.own, begin, end))
         else:
             chunk = np.empty(end - begin, dtype)
-            comm.send((key, begin, end), rank, _TAG)
-            comm.Recv(chunk, rank, _TAG)
+            comm.send((key, begin, end), rank, TAG)
+            comm.Recv(chunk, rank, TAG)
         member.write(chunk.data)

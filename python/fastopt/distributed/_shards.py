@@ -11,6 +11,8 @@ from mpi4py import MPI
 
 from fastopt._tree import Array, compute_dtype
 
+TAG = 16_161  # of messages that are not to be taken for the caller's own
+
 BLOCK = 1024  # elements: sums, scales and tiles do not reach over a multiple of it
 
 Piece = tuple[int, int]  # the first element of an array, and the end, in C order
@@ -198,10 +200,17 @@ class Exchange:
             out += row
 
     def _gather(self, buffer: Array, counts: Sequence[int]) -> None:
-        """Gives all ranks the elements of each, so many, one behind the other."""
-        sizes = [count * buffer.itemsize for count in counts]
-        flat = buffer[: sum(counts)].view(np.uint8)
-        self._comm.Allgatherv(MPI.IN_PLACE, [flat, (sizes, _starts(sizes))])
+        """
+        Gives all ranks the elements of each, so many, one behind the other.
+
+        Allgatherv takes 3 to 10 times as long in mpich 5.0, and as long in Open MPI 5.0.
+        """
+        comm, rank, size = self._comm, self._comm.rank, self._comm.size
+        places = zip(_starts(counts), counts, strict=True)
+        parts = [buffer[start : start + n].view(np.uint8) for start, n in places]
+        for distance in range(1, size):
+            to, source = (rank + distance) % size, (rank - distance) % size
+            comm.Sendrecv(parts[rank], to, TAG, parts[source], source, TAG)
 
     def share(self, arrays: Sequence[Array], flat: Array | None) -> None:
         """Give every rank the pieces of the others; `flat` is `flat_params` where all have such."""
