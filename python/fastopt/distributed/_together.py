@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import builtins
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from mpi4py import MPI
+from numpy.typing import NDArray
+
+from fastopt import _config
 
 
 def communicator(where: str, comm: Any) -> MPI.Intracomm:
@@ -58,3 +63,40 @@ def check_same(comm: MPI.Intracomm, caller: str, own: Mapping[str, Any]) -> None
                 raise ValueError(
                     f"{caller}: {name} is {here} on rank 0, and {there} on rank {rank}"
                 )
+
+
+class Peers:
+    """What a step asks of the other ranks."""
+
+    def __init__(self, comm: MPI.Intracomm, blocks: tuple[int, list[slice]] | None) -> None:
+        self._comm, self._blocks = comm, blocks
+        self.met = self.agreed = False
+
+    def agree(self) -> None:
+        """Return where all ranks are ready to step; else raise."""
+        self.met = True
+        agree(self._comm)
+        self.agreed = True
+
+    def add(self, sums: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+        """Return the sums of all blocks for those of the pieces: so many numbers a block."""
+        if self._blocks is None:
+            return sums
+        blocks, own = self._blocks
+        everyone = np.zeros((blocks, count))
+        at = 0
+        for place in own:
+            n = place.stop - place.start
+            everyone[place] = sums.reshape(-1, count)[at : at + n]
+            at += n
+        self._comm.Allreduce(MPI.IN_PLACE, everyone)
+        return everyone.reshape(-1)
+
+
+def share_of_threads(comm: MPI.Intracomm) -> int:
+    """Return those of this rank: the ranks that may use the same processors divide them."""
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    beside = sum(bool(own & other) or own == other for other in node.allgather(own))
+    node.Free()
+    return int(max(1, _config.get_config()["num_threads"] // beside))

@@ -17,7 +17,14 @@ from fastopt._checks import integer, number, shown, switch
 from fastopt._tree import Array, rebuild
 from fastopt.distributed._saving import Shards, save
 from fastopt.distributed._shards import BLOCK, Exchange, Piece, cut, piece_of
-from fastopt.distributed._together import agree, check_same, communicator, together
+from fastopt.distributed._together import (
+    Peers,
+    agree,
+    check_same,
+    communicator,
+    share_of_threads,
+    together,
+)
 from fastopt.optimizers.base import _RULES, ArrayTree, GradientTree, Optimizer
 from fastopt.optimizers.groups import ParamGroup
 from fastopt.optimizers.options import Schedule
@@ -112,7 +119,7 @@ class DistributedOptimizer:
             self._bucket_bytes = integer(f"{caller}: bucket_bytes", bucket_bytes, 1)
             self._check_every = integer(f"{caller}: check_every", check_every, 0)
             self._optimizer = cls(None, **options)
-        self._threads = _share_of_threads(self._comm)
+        self._threads = share_of_threads(self._comm)
         own = {
             "cls": self._name,
             "shard": self._is_sharded,
@@ -505,7 +512,7 @@ class DistributedOptimizer:
         params: Any = self._params
         if self._is_sharded:
             params = optimizer._params = self._tree_of(self._pieces_of(arrays))
-        peers = _Peers(self._comm, self._blocks(sums) if self._is_sharded else None)
+        peers = Peers(self._comm, self._blocks(sums) if self._is_sharded else None)
         error, norm = None, None
         chosen = _config.threads_are_chosen()
         threads = nullcontext() if chosen else _config.config_context(num_threads=self._threads)
@@ -736,40 +743,3 @@ class DistributedOptimizer:
             self._divisible,
             self._is_sharded,
         )
-
-
-class _Peers:
-    """What a step asks of the other ranks."""
-
-    def __init__(self, comm: MPI.Intracomm, blocks: tuple[int, list[slice]] | None) -> None:
-        self._comm, self._blocks = comm, blocks
-        self.met = self.agreed = False
-
-    def agree(self) -> None:
-        """Return where all ranks are ready to step; else raise."""
-        self.met = True
-        agree(self._comm)
-        self.agreed = True
-
-    def add(self, sums: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-        """Return the sums of all blocks for those of the pieces: so many numbers a block."""
-        if self._blocks is None:
-            return sums
-        blocks, own = self._blocks
-        everyone = np.zeros((blocks, count))
-        at = 0
-        for place in own:
-            n = place.stop - place.start
-            everyone[place] = sums.reshape(-1, count)[at : at + n]
-            at += n
-        self._comm.Allreduce(MPI.IN_PLACE, everyone)
-        return everyone.reshape(-1)
-
-
-def _share_of_threads(comm: MPI.Intracomm) -> int:
-    """The threads of this rank: those of a machine that may use the same processors share them."""
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    beside = sum(bool(own & other) or own == other for other in node.allgather(own))
-    node.Free()
-    return int(max(1, _config.get_config()["num_threads"] // beside))
