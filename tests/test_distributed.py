@@ -349,10 +349,19 @@ def test_what_joins_later_is_as_what_was_there(name: str, shard: bool) -> None:
 
 
 @on_ranks
+def test_names_of_groups_may_be_those_of_arrays() -> None:
+    w = np.ones(2)
+    opt = DistributedOptimizer(fastopt.SGD, [{"params": {"params": w}}], lr=0.5)
+    opt.step([{"params": np.ones(2)}])
+    assert w.tolist() == [0.5, 0.5]
+
+
+@on_ranks
 def test_a_hyper_parameter_is_not_an_attribute() -> None:
     opt: Any = DistributedOptimizer(fastopt.AdamW, np.ones(3), COMM)
     with pytest.raises(AttributeError, match=r"set opt\.param_groups\[0\]\['weight_decay'\]"):
         opt.weight_decay = 1.0
+    assert repr(opt).startswith(f"rank {COMM.rank} of {COMM.size} has AdamW(steps=0")
     with pytest.raises(AttributeError, match="AdamW has no attribute 'd'"):
         _ = opt.d
     assert DistributedOptimizer(fastopt.Prodigy, np.ones(3), COMM).d == 1e-6

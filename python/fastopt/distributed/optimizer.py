@@ -139,6 +139,9 @@ class DistributedOptimizer:
         else:
             setattr(self._optimizer, name, value)  # it says what was meant
 
+    def __repr__(self) -> str:
+        return f"rank {self._comm.rank} of {self._comm.size} has {self._optimizer!r}"
+
     def _forget(self) -> None:
         """Binds nothing."""
         self._optimizer._forget()
@@ -310,8 +313,8 @@ class DistributedOptimizer:
         if self._comm.size == 1:
             if weight is not None:
                 number(f"{self._name}.step: weight", weight, 0.0, above=True)
-            return self._optimizer.update(
-                self._params,
+            self._optimizer._params = self._params
+            return self._optimizer.step(
                 grads,
                 loss_scale=loss_scale,
                 max_norm=max_norm,
