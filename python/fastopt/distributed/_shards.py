@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -95,8 +96,9 @@ class Exchange:
         dtype: np.dtype[Any],
         bucket_bytes: int,
         reproducible: bool,
+        everywhere: bool,
     ) -> None:
-        self._comm, self._reproducible = comm, reproducible
+        self._comm, self._reproducible, self._everywhere = comm, reproducible, everywhere
         self._members, self._dtype, self._sum_dtype = members, dtype, compute_dtype(dtype)
         self._pieces = [{i: own[i] for i in members if own[i][0] < own[i][1]} for own in pieces]
         self._lengths = [sum(end - begin for begin, end in p.values()) for p in self._pieces]
@@ -104,6 +106,22 @@ class Exchange:
         self._row = min(max(BLOCK, -(-row // BLOCK) * BLOCK), max(self._lengths))
         in_turn = [(i, begin) for own in self._pieces for i, (begin, _) in own.items()]
         self._in_order = in_turn == sorted(in_turn)
+
+    # Memory that is kept: to get it anew may take longer than what is done in it.
+
+    @cached_property
+    def _total(self) -> Array:
+        lengths = self._lengths
+        size = sum(lengths) if self._everywhere else lengths[self._comm.rank]
+        return np.empty(size, self._sum_dtype)
+
+    @cached_property
+    def _buffer(self) -> Array:
+        return np.empty(self._row * self._comm.size, self._sum_dtype)
+
+    @cached_property
+    def _received(self) -> Array:
+        return np.empty(self._row * self._comm.size, self._sum_dtype)
 
     def flat_params(self, arrays: Sequence[Array]) -> Array | None:
         """Return the arrays as one, if they are, and the ranks' elements are in turn in it."""
@@ -135,30 +153,27 @@ class Exchange:
             at += n
 
     def sum_up(
-        self, grads: Sequence[Array | None], weight: float, flat: Array | None, everywhere: bool
+        self, grads: Sequence[Array | None], weight: float, flat: Array | None
     ) -> dict[int, Array]:
         """
         Return the sums of all ranks' arrays, times their weights: of all, or of this rank's pieces.
 
-        `flat` is `flat_grads`, where all ranks have such ones, and all weigh 1.
+        `flat` is `flat_grads`, where all ranks have such ones, and all weigh 1. The sums are valid
+        until the next ones.
         """
-        rank, starts = self._comm.rank, _starts(self._lengths)
-        pieces = self._pieces if everywhere else [self._pieces[rank]]
-        total = np.empty(sum(e - b for p in pieces for b, e in p.values()), self._sum_dtype)
-        own = total[starts[rank] if everywhere else 0 :][: self._lengths[rank]]
-        row, buffer = self._row, np.empty(0, self._sum_dtype)
-        if flat is None:
-            buffer = np.empty(row * self._comm.size, self._sum_dtype)
-        elif not self._reproducible:
-            row = max(self._lengths)
+        rank, starts, total = self._comm.rank, _starts(self._lengths), self._total
+        pieces = self._pieces if self._everywhere else [self._pieces[rank]]
+        own = total[starts[rank] if self._everywhere else 0 :][: self._lengths[rank]]
+        at_once = flat is not None and not self._reproducible
+        row = max(self._lengths) if at_once else self._row
         for low, counts in self._buckets(row):
             out = own[low : low + row]
             if flat is None:
-                self._pack(grads, weight, low, counts, buffer)
-                self._add_up(buffer, counts, _starts(counts), out)
+                self._pack(grads, weight, low, counts)
+                self._add_up(self._buffer, counts, _starts(counts), out)
             else:
                 self._add_up(flat, counts, [start + low for start in starts], out)
-        if everywhere:
+        if self._everywhere:
             self._gather(total, self._lengths)
         sums, at = {}, 0
         for i in self._members:
@@ -168,13 +183,9 @@ class Exchange:
         return sums
 
     def _pack(
-        self,
-        grads: Sequence[Array | None],
-        weight: float,
-        low: int,
-        counts: Sequence[int],
-        buffer: Array,
+        self, grads: Sequence[Array | None], weight: float, low: int, counts: Sequence[int]
     ) -> None:
+        buffer = self._buffer
         for _, i, begin, end, place in self._places(low, counts):
             grad = grads[i]
             if grad is None or weight == 0:
@@ -192,7 +203,7 @@ class Exchange:
         if not self._reproducible:
             comm.Reduce_scatter(source[: sum(counts)], out, counts)
             return
-        received = np.empty((comm.size, out.size), out.dtype)
+        received = self._received[: comm.size * out.size].reshape(comm.size, out.size)
         same = [out.size] * comm.size
         comm.Alltoallv([source, (counts, starts)], [received, (same, _starts(same))])
         np.add(received[0], received[1], out=out)
@@ -218,7 +229,7 @@ class Exchange:
             self._gather(flat, self._lengths)
             return
         own = self._comm.rank
-        buffer = np.empty(self._row * self._comm.size, self._dtype)
+        buffer = self._buffer.view(self._dtype)
         for low, counts in self._buckets(self._row):
             for rank, i, begin, end, place in self._places(low, counts):
                 if rank == own:

@@ -203,6 +203,7 @@ class DistributedOptimizer:
                 dtype,
                 self._bucket_bytes,
                 self._reproducible,
+                not self._is_sharded,
             )
             for dtype in dict.fromkeys(dtypes)
         ]
@@ -495,7 +496,7 @@ class DistributedOptimizer:
         """The sums of all ranks' gradients: of the pieces that are stepped here."""
         found: dict[int, Array] = {}
         for exchange, flat in zip(self._exchanges, flats, strict=True):
-            found |= exchange.sum_up(grads, weight, flat, everywhere=not self._is_sharded)
+            found |= exchange.sum_up(grads, weight, flat)
         stepped = self._pieces_of(arrays) if self._is_sharded else arrays
         return [
             None if grad is None else found[i].reshape(array.shape)
