@@ -132,10 +132,10 @@ class Exchange:
         in_order = self._in_order and self._dtype == self._sum_dtype
         return _flat_view([grads[i] for i in self._members]) if in_order else None
 
-    def _buckets(self, row: int) -> Iterator[tuple[int, list[int]]]:
+    def _buckets(self) -> Iterator[tuple[int, list[int]]]:
         """Of the ranks' elements: the first ones of a bucket, and how many of each are in it."""
-        for low in range(0, max(self._lengths), max(row, 1)):
-            yield low, [min(max(length - low, 0), row) for length in self._lengths]
+        for low in range(0, max(self._lengths), max(self._row, 1)):
+            yield low, [min(max(length - low, 0), self._row) for length in self._lengths]
 
     def _places(
         self, low: int, counts: Sequence[int]
@@ -164,15 +164,16 @@ class Exchange:
         rank, starts, total = self._comm.rank, _starts(self._lengths), self._total
         pieces = self._pieces if self._everywhere else [self._pieces[rank]]
         own = total[starts[rank] if self._everywhere else 0 :][: self._lengths[rank]]
-        at_once = flat is not None and not self._reproducible
-        row = max(self._lengths) if at_once else self._row
-        for low, counts in self._buckets(row):
-            out = own[low : low + row]
-            if flat is None:
-                self._pack(grads, weight, low, counts)
+        for low, counts in self._buckets():
+            out = own[low : low + self._row]
+            if flat is not None:
+                self._add_up(flat, counts, [start + low for start in starts], out)
+                continue
+            self._pack(grads, weight, low, counts)
+            if self._reproducible:
                 self._add_up(self._buffer, counts, _starts(counts), out)
             else:
-                self._add_up(flat, counts, [start + low for start in starts], out)
+                self._comm.Reduce_scatter(self._buffer[: sum(counts)], out, counts)
         if self._everywhere:
             self._gather(total, self._lengths)
         sums, at = {}, 0
@@ -198,11 +199,8 @@ class Exchange:
     def _add_up(
         self, source: Array, counts: Sequence[int], starts: Sequence[int], out: Array
     ) -> None:
-        """Adds what the ranks have for this one: so many elements, from its start on."""
+        """Adds, in their order, what the ranks have for this one: so many from a start on."""
         comm = self._comm
-        if not self._reproducible:
-            comm.Reduce_scatter(source[: sum(counts)], out, counts)
-            return
         received = self._received[: comm.size * out.size].reshape(comm.size, out.size)
         same = [out.size] * comm.size
         comm.Alltoallv([source, (counts, starts)], [received, (same, _starts(same))])
@@ -230,7 +228,7 @@ class Exchange:
             return
         own = self._comm.rank
         buffer = self._buffer.view(self._dtype)
-        for low, counts in self._buckets(self._row):
+        for low, counts in self._buckets():
             for rank, i, begin, end, place in self._places(low, counts):
                 if rank == own:
                     buffer[place] = elements(arrays[i], begin, end)

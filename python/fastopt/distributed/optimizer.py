@@ -53,8 +53,8 @@ class DistributedOptimizer:
         Gradients are added in the order of the ranks: the bits are the same for every MPI and
         every `bucket_bytes`, sharded or not.
     bucket_bytes : int, default 2**25
-        Gradients and parameters go over the wire in pieces of about so many; those that `flatten`
-        made one array, of every rank's part at once, unless the order of the sums is to be kept.
+        Gradients and parameters go over the wire in pieces of about so many. Parameters that
+        `flatten` made one array go at once.
     check_every : int, default 0
         After so many steps, again and again, a checksum tells whether all ranks have the same
         parameters. 0: never.
