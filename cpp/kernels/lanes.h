@@ -82,7 +82,7 @@ struct Tail {
 // gives its elements of the array x, keep(v) makes those zero that are not to be counted, and
 // prefetch(x) fetches the same place of the array x where that is a new cache line.
 template <class T, class Add>
-void each_lane(const Tail<T>& tail, Add add, index_t begin = 0) {
+[[gnu::always_inline]] inline void each_lane(const Tail<T>& tail, Add add, index_t begin = 0) {
   constexpr index_t width = width_of<T>;
   for (index_t i = begin; i < tail.begin; i += lanes_of<T>) {
     unrolled<registers>([&](auto r) {
@@ -141,6 +141,19 @@ struct Blocks {
       for (index_t i = 0; i < runs.inner; i += length) {
         visit(run * runs.stride + i, Constant<1>{}, i + length < runs.inner ? part : last_part);
       }
+    }
+  }
+
+  // Calls visit(begin, end, first element, runs, the elements of each run) for statistics from
+  // `begin` to `end`: one and its blocks in turn, or all where each is a single block. Not inlined,
+  // a visit has the registers to itself.
+  template <class Visit>
+  void each_of(index_t statistics, const Visit& visit) const {
+    if (runs.count == 1 && runs.inner < block) return visit(0, statistics, 0, 1, part);
+    for (index_t i = 0; i < statistics; ++i) {
+      each([&](index_t begin, index_t count, const Tail<T>& tail) {
+        visit(i, i + 1, begin, count, tail);
+      });
     }
   }
 

@@ -2,8 +2,8 @@
 // namespace of one ISA.
 //
 // Forward is y = (x - center) scale + shift, where center is the mean as a T, or zero where the
-// mean is small beside the deviation, and the rest of the mean sits in the shift; backward is dx =
-// on_dy dy + on_x (x - center) + constant.
+// mean is no larger than the deviation, and the rest of the mean sits in the shift; backward is
+// dx = on_dy dy + on_x (x - center) + constant.
 
 // As in torch, a NaN passes.
 template <class V>
@@ -58,18 +58,19 @@ void gradient_sums(const Backward& b, const ActivationGradient& before, Runs run
   const Blocks<T> blocks(runs);
   with_flags(
       [&](auto relu, auto from_y) {
-        for (index_t i = 0; i < statistics; ++i) {
-          const T* const dy = static_cast<const T*>(b.dy) + i * apart;
-          const T* const x = static_cast<const T*>(b.x) + i * apart;
-          const T* const y = from_y ? static_cast<const T*>(before.y) + i * apart : x;
-          const T center = static_cast<const T*>(b.center)[i];
-          const T scale = relu ? static_cast<const T*>(before.scale)[i] : T(0);
-          const T shift = relu ? static_cast<const T*>(before.shift)[i] : T(0);
-          double dy_total = 0, product_total = 0;
-          blocks.each([&](index_t begin, auto count, const Tail<T>& tail) {
+        const T* const dy = static_cast<const T*>(b.dy);
+        const T* const x = static_cast<const T*>(b.x);
+        const T* const y = from_y ? static_cast<const T*>(before.y) : x;
+        for (index_t i = 0; i < statistics; ++i) sums.dy[i] = sums.product[i] = 0;
+        blocks.each_of(statistics, [=](index_t i, index_t end, index_t begin, index_t count,
+                                       const Tail<T>& tail) __attribute__((noinline)) {
+          for (; i < end; ++i) {
+            const T center = static_cast<const T*>(b.center)[i];
+            const T scale = relu ? static_cast<const T*>(before.scale)[i] : T(0);
+            const T shift = relu ? static_cast<const T*>(before.shift)[i] : T(0);
             Sums<T> sum, product;
             for (index_t run = 0; run < count; ++run) {
-              const index_t at = begin + run * runs.stride;
+              const index_t at = i * apart + begin + run * runs.stride;
               each_lane<T>(tail, [&](auto r, auto read, auto keep, auto prefetch) {
                 prefetch(x + at + ahead);
                 prefetch(dy + at + ahead);
@@ -83,12 +84,10 @@ void gradient_sums(const Backward& b, const ActivationGradient& before, Runs run
                 product.part[r] += keep(g * d);
               });
             }
-            dy_total += sum.total();
-            product_total += product.total();
-          });
-          sums.dy[i] = dy_total;
-          sums.product[i] = product_total;
-        }
+            sums.dy[i] += sum.total();
+            sums.product[i] += product.total();
+          }
+        });
       },
       before.relu, before.y != nullptr);
 }
@@ -205,27 +204,25 @@ void row_gradient_sums(const Backward& b, RowParameters parameters, index_t rows
   const index_t apart = parameters.apart;
   with_flags(
       [&](auto with_gamma) {
-        const Blocks<T> blocks({1, n, n});
-        for (index_t row = 0; row < rows; ++row) {
-          const T* const dy = all_dy + row * n;
-          const T* const x = all_x + row * n;
-          const T* const gamma = with_gamma ? all_gamma + row * apart : x;
-          const T center = centers[row];
-          double dy_total = 0, product_total = 0;
-          blocks.each([&](index_t begin, auto, const Tail<T>& tail) {
+        for (index_t row = 0; row < rows; ++row) sums.dy[row] = sums.product[row] = 0;
+        Blocks<T>({1, n, n}).each_of(rows, [=](index_t row, index_t end, index_t begin, index_t,
+                                               const Tail<T>& tail) __attribute__((noinline)) {
+          for (; row < end; ++row) {
+            const T* const dy = all_dy + row * n + begin;
+            const T* const x = all_x + row * n + begin;
+            const T* const gamma = with_gamma ? all_gamma + row * apart + begin : x;
+            const T center = centers[row];
             Sums<T> sum, product;
             each_lane<T>(tail, [&](auto r, auto read, auto keep, auto) {
-              Vector<T> g = read(dy + begin);
-              if constexpr (with_gamma) g *= read(gamma + begin);
+              Vector<T> g = read(dy);
+              if constexpr (with_gamma) g *= read(gamma);
               sum.part[r] += keep(g);
-              product.part[r] += keep(g * (read(x + begin) - center));
+              product.part[r] += keep(g * (read(x) - center));
             });
-            dy_total += sum.total();
-            product_total += product.total();
-          });
-          sums.dy[row] = dy_total;
-          sums.product[row] = product_total;
-        }
+            sums.dy[row] += sum.total();
+            sums.product[row] += product.total();
+          }
+        });
       },
       all_gamma != nullptr);
 }
