@@ -394,9 +394,9 @@ def test_statistics_of_rows_far_from_zero(columns: int) -> None:
     assert np.abs(mean_square / (wide**2).mean(1) - 1).max() <= 5e-7
 
 
-@pytest.mark.parametrize("ratio", [0.1, 0.49, 0.51, 2.0])
+@pytest.mark.parametrize("ratio", [0.1, 0.99, 1.01, 2.0])
 @pytest.mark.parametrize("shape", [(64, 6), (300, 6), (8, 6, 40)], ids=str)
-def test_a_channel_is_centered_from_half_a_deviation_on(shape: Any, ratio: float) -> None:
+def test_a_channel_is_centered_from_a_deviation_on(shape: Any, ratio: float) -> None:
     x = np.random.default_rng(0).normal(0, 1, shape)
     x -= x.mean((0, *range(2, x.ndim)), keepdims=True)
     x /= x.std((0, *range(2, x.ndim)), keepdims=True)
@@ -408,7 +408,7 @@ def test_a_channel_is_centered_from_half_a_deviation_on(shape: Any, ratio: float
     shift = (0 - (mean - mean.astype(F32)) * scale).astype(F32)
     centered = (x - mean.astype(F32)) * scale.astype(F32) + shift
     assert uncentered.tobytes() != centered.tobytes()
-    assert y.tobytes() == (uncentered if ratio < 0.5 else centered).tobytes()
+    assert y.tobytes() == (uncentered if ratio < 1 else centered).tobytes()
 
 
 def test_channels_around_zero_are_not_centered(isa: str) -> None:

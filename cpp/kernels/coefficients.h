@@ -53,8 +53,8 @@ void forward_coefficients(index_t n, const Statistics& s, const void* gamma_data
         for (index_t i = 0; i < n; ++i) {
           const double sigma = sqrt(variance[i] + eps * unit[i] * unit[i]);
           const double weight = (with_gamma ? double(gamma[i]) : 1) / sigma;
-          // Around zero a difference would only round.
-          const bool around_zero = 4 * mean[i] * mean[i] <= variance[i];
+          // Around zero the difference would round as much as the larger product does.
+          const bool around_zero = mean[i] * mean[i] <= variance[i];
           center[i] = around_zero ? T(0) : T(mean[i]);
           scale[i] = T(weight);
           shift[i] = T((with_beta ? double(beta[i]) : 0) - (mean[i] - double(center[i])) * weight);
