@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 import floor
-from fastopt.losses import softmax_cross_entropy
+from fastopt.losses import log_softmax, softmax, softmax_cross_entropy
 from interleave import OURS, Candidate, Row, Target
 from peers import torch
 
@@ -44,6 +44,22 @@ def cross_entropy_row(rows: int, classes: int, at_least: float, out: bool) -> Ro
     return Row(name, build, moved, (Target(("torch",), at_least, at_least),), one_thread=True)
 
 
+def softmax_row(function: Callable[..., Any], rows: int, classes: int) -> Row:
+    name = function.__name__
+
+    def build(threads: int) -> dict[str, Candidate]:
+        x = np.random.default_rng(0).standard_normal((rows, classes), np.float32)
+        candidates = {OURS: Candidate(lambda: function(x))}
+        if torch is not None:
+            tensor, theirs = torch.from_numpy(x), getattr(torch, name)
+            np.testing.assert_allclose(function(x), theirs(tensor, 1).numpy(), atol=1e-5)
+            candidates["torch"] = Candidate(lambda: theirs(tensor, 1))
+        return candidates | floor.write([x], threads)
+
+    targets = (Target(("torch",), 1.0, 1.0),)
+    return Row(f"{name} ({rows}, {classes})", build, 2 * 4 * rows * classes, targets, True)
+
+
 def rows() -> Iterator[Row]:
     for count, classes, at_least in (
         (256, 1000, 2.0),
@@ -53,3 +69,6 @@ def rows() -> Iterator[Row]:
     ):
         for out in (False, True):
             yield cross_entropy_row(count, classes, at_least, out)
+    for function in (softmax, log_softmax):
+        for classes in (100, 129, 200, 257, 1000):
+            yield softmax_row(function, 512, classes)

@@ -187,7 +187,7 @@ def rows() -> Iterator[Row]:
             yield other_row(kind, (16384, 1024), direction, 1.5)
             yield other_row(kind, (1024, 768), direction, 1.0)
             yield other_row(kind, (64, 256), direction, 1.0)
-        for shape in ((16384, 16), (8, 150528)):
+        for shape in ((16384, 16), (8, 150528), (1, 1_000_000)):
             yield other_row("layer_norm", shape, direction, 1.0)
         for shape, at_least in (
             ((32, 256, 56, 56), 1.5),

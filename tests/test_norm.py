@@ -693,11 +693,28 @@ def test_what_is_not_finite_stays_in_its_channel(shape: tuple[int, ...], bad: fl
     dx = fastopt.batch_norm_backward(p.dy, saved)[0]
     others = np.arange(shape[1]) != 2
     assert np.isnan(y[:, 2]).all()
+    assert saved.statistics[0, 2] == bad or np.isnan([saved.statistics[0, 2], bad]).all()
     assert y[:, others].tobytes() == clean[:, others].tobytes()
     assert dx is not None
     assert np.isfinite(dx[:, others]).all()
     rectified, _ = fastopt.batch_norm(p.x, training=True, activation="relu")
     assert np.isnan(rectified[:, 2]).all()
+
+
+def test_long_rows_do_not_depend_on_their_neighbours() -> None:
+    x = np.random.default_rng(0).normal(3, 1, (20, 60000)).astype(F32)
+    x[7] *= F32(1e30)
+    x[18, 5] = np.nan
+    gamma, beta = np.random.default_rng(1).normal(1, 1, (2, 60000)).astype(F32)
+    y, saved = fastopt.layer_norm(x, 60000, gamma=gamma, beta=beta)
+    for row in (0, 7, 16, 17, 18, 19):
+        alone, saved_alone = fastopt.layer_norm(x[row : row + 1], 60000, gamma=gamma, beta=beta)
+        assert y[row].tobytes() == alone[0].tobytes()
+        assert saved.statistics[:, row].tobytes() == saved_alone.statistics[:, 0].tobytes()
+        if row != 18:
+            wide = (a.astype(F64) for a in (gamma, beta))
+            exact = reference.layer_norm(x[row].astype(F64), (60000,), *wide)
+            np.testing.assert_allclose(alone[0], exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("columns", [7, 32, 40])
@@ -719,6 +736,8 @@ def test_huge_rows_and_rows_that_are_not_finite(columns: int) -> None:
         np.testing.assert_allclose(y[3], clean[3], rtol=2e-5, atol=1e-5)
         assert np.abs(dx[3]).max() < 1e-25
         assert np.isnan(y[[20, 49]]).any(1).all()
+        if function is fastopt.rms_norm:  # the root of the mean square is infinite
+            assert np.isnan(y[49, 0]) and (y[49, 1:] == 0).all()
         others = ~np.isin(np.arange(50), [3, 20, 49])
         assert y[others].tobytes() == clean[others].tobytes()
         assert dx[others].tobytes() == clean_dx[others].tobytes()

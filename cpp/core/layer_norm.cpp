@@ -8,6 +8,7 @@ namespace {
 
 constexpr index_t few_long_rows = 64, long_row = 8192;  // so few need no sums in double
 constexpr index_t long_row_piece = 1 << 15, long_row_slice = 1 << 11;  // of which threads take some
+constexpr index_t long_rows_bytes = 1 << 22;  // of rows that are visited twice
 
 // Rows that stay in the second cache; at most 64, of which it is a divisor.
 index_t hot_rows(index_t row_bytes) {
@@ -110,6 +111,71 @@ void long_row_gradients(const Settings& settings, const LayerNorm& n, const void
   });
 }
 
+// From the means of some rows, and their sums of squared deviations, to the coefficients of the
+// forward pass. Returns these rows of x, or a copy of them in their units.
+const void* set_coefficients(const Norm& kernels, const LayerNorm& n, index_t row, index_t rows,
+                             const double* m2, std::optional<Scratch>& copy,
+                             const ForwardCoefficients& by) {
+  const index_t columns = n.columns;
+  const Statistics statistics = from(n.statistics, row);
+  const void* const x = at(n.x, row * columns, item_size(n.dtype));
+  for (index_t i = 0; i < rows; ++i) statistics.variance[i] = m2[i] / double(columns);
+  kernels.choose_units(x, {1, columns, columns}, rows, columns, n.centered, statistics);
+  if (has_units(statistics, rows)) {
+    copy.emplace(rows, columns);
+    multiply_by_units(kernels, statistics.unit, x, rows, columns, (*copy)[0]);
+  }
+  kernels.forward_coefficients(rows, statistics, nullptr, nullptr, by);
+  return copy ? (*copy)[0] : x;
+}
+
+// The forward pass of few long rows, whose elements the threads share; as many rows at a time as
+// stay in the last cache.
+void long_rows(const Settings& settings, const LayerNorm& n, void* y) {
+  const Norm& kernels = settings.table->norm[size_t(n.dtype)];
+  const index_t item = item_size(n.dtype), columns = n.columns;
+  const bool stream = streams(n.rows * columns * item);
+  const Chunks pieces(columns, long_row_piece, 64), slices(columns, long_row_slice, 64, columns);
+  const index_t most = std::max<index_t>(1, long_rows_bytes / (columns * item));
+  const Scratch means(pieces.count, most), m2(pieces.count, most), coefficients(3, most);
+  const ForwardCoefficients by = forward_in(coefficients);
+  for (index_t r = 0; r < n.rows; r += most) {
+    const index_t rows = std::min(most, n.rows - r), bytes = rows * columns * item;
+    const void* x = at(n.x, r * columns, item);
+    parallel_for(settings, bytes, [&](int part, int parts) {
+      const Range mine = share(rows * pieces.count, part, parts);
+      for (index_t i = mine.begin; i < mine.end; ++i) {
+        const index_t row = i / pieces.count, k = i % pieces.count;
+        const auto [c, end] = pieces(k, columns);
+        kernels.row_moments(at(x, row * columns + c, item), 1, end - c, n.centered,
+                            {means[k] + row, m2[k] + row});
+      }
+    });
+    std::optional<Scratch> copy;
+    parallel_for(settings, 0, [&](int, int) {
+      for (index_t k = 1; k < pieces.count; ++k) {
+        const auto [c, end] = pieces(k, columns);
+        kernels.merge(double(c), {means[0], m2[0]}, double(end - c), {means[k], m2[k]}, rows);
+      }
+      std::copy_n(means[0], rows, n.statistics.mean + r);
+      x = set_coefficients(kernels, n, r, rows, m2[0], copy, by);
+    });
+    parallel_for(settings, 2 * bytes, [&](int part, int parts) {
+      const Range mine = share(rows * slices.count, part, parts);
+      for (index_t i = mine.begin; i < mine.end; ++i) {
+        const index_t row = i / slices.count;
+        const auto [c, end] = slices(i % slices.count, columns);
+        kernels.row_apply(
+            {at(x, row * columns + c, item),
+             at(y, (r + row) * columns + c, item),
+             {at(by.center, row, item), at(by.scale, row, item), at(by.shift, row, item)},
+             stream},
+            {at(n.gamma, c, item), at(n.beta, c, item), 0}, 1, end - c);
+      }
+    });
+  }
+}
+
 // What chunks of rows have summed: of `mine`, each of `run` neighbours, in x's dtype.
 void finish_sums(const Norm& kernels, const Scratch& sums, index_t chunks, Range mine, index_t run,
                  void* gradient) {
@@ -178,6 +244,9 @@ void row_gradients(const Settings& settings, const LayerNorm& n, index_t run, co
 }
 
 void layer_norm(const Settings& settings, const LayerNorm& n, void* y) {
+  if (n.rows < few_long_rows && n.columns >= long_row && n.groups == 1) {
+    return long_rows(settings, n, y);
+  }
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = item_size(n.dtype), bytes = n.rows * n.columns * item;
   const index_t columns = n.columns, most = hot_rows(columns * item);
@@ -190,19 +259,12 @@ void layer_norm(const Settings& settings, const LayerNorm& n, void* y) {
       end = std::min(r + most, mine.end);
       if (n.groups > 1) end = std::min(end, r - group + n.groups);
       const index_t rows = end - r;
-      const Statistics statistics = from(n.statistics, r);
-      const void* x = at(n.x, r * columns, item);
-      kernels.row_moments(x, rows, columns, n.centered, {statistics.mean, m2});
-      for (index_t i = 0; i < rows; ++i) statistics.variance[i] = m2[i] / double(columns);
-      kernels.choose_units(x, {1, columns, columns}, rows, columns, n.centered, statistics);
       std::optional<Scratch> copy;
-      if (has_units(statistics, rows)) {
-        copy.emplace(rows, columns);
-        multiply_by_units(kernels, statistics.unit, x, rows, columns, (*copy)[0]);
-        x = (*copy)[0];
-      }
-      kernels.forward_coefficients(rows, statistics, nullptr, nullptr, {center, scale, shift});
-      kernels.row_apply({x, at(y, r * columns, item), {center, scale, shift}, streams(bytes)},
+      kernels.row_moments(at(n.x, r * columns, item), rows, columns, n.centered,
+                          {n.statistics.mean + r, m2});
+      const ForwardCoefficients by{center, scale, shift};
+      const void* const x = set_coefficients(kernels, n, r, rows, m2, copy, by);
+      kernels.row_apply({x, at(y, r * columns, item), by, streams(bytes)},
                         {at(n.gamma, offset, item), at(n.beta, offset, item), apart}, rows,
                         columns);
     }

@@ -82,10 +82,12 @@ void in_units(const Settings& settings, const N& n, index_t statistics, index_t 
   const index_t item = item_size(n.dtype);
   const Scratch copy(rows, columns);
   const auto multiply = [&](const void* from, void* to) {
-    parallel_for(settings, 0, [&](int, int) {
-      for (index_t row = 0; row < rows; row += statistics) {
-        const index_t first = row * columns;
-        multiply_by_units(kernels, n.statistics.unit, at(from, first, item), statistics, columns,
+    parallel_for(settings, 2 * rows * columns * item, [&](int part, int parts) {
+      const Range mine = share(rows, part, parts);
+      for (index_t row = mine.begin, end; row < mine.end; row = end) {
+        const index_t i = row % statistics, first = row * columns;
+        end = std::min(row + statistics - i, mine.end);
+        multiply_by_units(kernels, n.statistics.unit + i, at(from, first, item), end - row, columns,
                           at(to, first, item));
       }
     });

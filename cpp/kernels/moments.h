@@ -186,29 +186,61 @@ int clamped(int exponent) {
   return exponent > most ? most : exponent < -most ? -most : exponent;
 }
 
-// Mean and variance number by number, in double, in a unit in which x has room for its squares.
-template <class T>
-void moments_one_by_one(const T* x, Runs runs, bool centered, const Statistics& s) {
-  const auto each = [=](auto visit) {
-    for (index_t run = 0; run < runs.count; ++run) {
-      for (index_t i = 0; i < runs.inner; ++i) visit(double(x[run * runs.stride + i]));
+// Calls visit(numbers, n) for a statistic's elements times `unit`, at most a block at a time; in
+// the order of memory, or where runs are short, across them.
+template <class T, class Visit>
+void each_copy(const T* x, Runs runs, T unit, Visit visit) {
+  const bool across = runs.inner < runs.count;
+  const index_t lines = across ? runs.inner : runs.count, apart = across ? 1 : runs.stride;
+  const index_t length = across ? runs.count : runs.inner, step = across ? runs.stride : 1;
+  T copy[block];
+  index_t n = 0;
+  for (index_t line = 0; line < lines; ++line) {
+    for (index_t i = 0, count; i < length; i += count) {
+      const T* const from = x + line * apart + i * step;
+      count = length - i < block - n ? length - i : block - n;
+#pragma omp simd
+      for (index_t k = 0; k < count; ++k) copy[n + k] = from[k * step] * unit;
+      n += count;
+      if (n == block) {
+        visit(copy, n);
+        n = 0;
+      }
     }
-  };
-  double largest = 0, all = 0;
-  each([&](double v) {
-    all += v * 0;  // NaN for what is not finite
-    largest = maximum(largest, v < 0 ? -v : v);
+  }
+  if (n > 0) visit(copy, n);
+}
+
+// Mean and variance anew, in a unit in which x has room for its squares.
+template <class T>
+void moments_in_units(const T* x, Runs runs, bool centered, const Statistics& s) {
+  Vector<T> largest{}, small{};
+  each_copy(x, runs, T(1), [&](T* v, index_t n) {
+    for (index_t i = n; i % width_of<T> != 0; ++i) v[i] = 0;
+    for (index_t i = 0; i < n; i += width_of<T>) {
+      const auto value = load<Vector<T>>(v + i), size = value < T(0) ? -value : value;
+      small += (centered ? value : size) * T(0x1p-64);
+      largest = size > largest ? size : largest;
+    }
   });
-  const double unit =
-      finite(all) && largest > 0 ? power_of_two(clamped<T>(-exponent_of(largest))) : 1;
-  const double elements = double(runs.count * runs.inner);
-  double sum = 0, squares = 0;
-  if (centered) each([&](double v) { sum += v * unit; });
-  const double mean = sum / elements;
-  each([&](double v) { squares += (v * unit - mean) * (v * unit - mean); });
+  double most = 0, sum = 0;
+  for (index_t k = 0; k < width_of<T>; ++k) {
+    most = maximum(most, double(largest[k]));
+    sum += double(small[k]);
+  }
+  *s.mean = centered ? sum : 0;
+  *s.variance = centered ? sum * 0 : sum;
+  *s.unit = 1;
+  if (!finite(sum)) return;  // x is not: no sum of so small numbers overflows
+  if (most > 0) *s.unit = power_of_two(clamped<T>(-exponent_of(most)));
+  double counted = 0, mean = 0, m2 = 0, block_mean = 0, block_m2 = 0;
+  each_copy(x, runs, T(*s.unit), [&](const T* v, index_t n) {
+    row_moments<T>(v, 1, n, centered, {&block_mean, &block_m2});
+    merge(counted, {&mean, &m2}, double(n), {&block_mean, &block_m2}, 1);
+    counted += double(n);
+  });
   *s.mean = mean;
-  *s.variance = squares / elements;
-  *s.unit = unit;
+  *s.variance = m2 / counted;
 }
 
 // From the variances to the units. Where the squares had no room either, the moments are computed
@@ -230,7 +262,7 @@ void choose_units(const void* data, Runs runs, index_t statistics, index_t apart
     if (square(i) >= least && square(i) <= most) continue;
     const bool has_room = finite(square(i)) && square(i) >= power_of_two(Room<T>::square);
     if (data != nullptr && !has_room) {
-      moments_one_by_one(static_cast<const T*>(data) + i * apart, runs, centered, one);
+      moments_in_units(static_cast<const T*>(data) + i * apart, runs, centered, one);
     }
     const double of_x = sqrt(*one.variance) / *one.unit, of_eps = sqrt(s.eps);
     const double sigma = of_x <= of_eps ? of_eps : of_x;
