@@ -615,28 +615,30 @@ def test_two_optimizers_in_two_threads(num_threads: int) -> None:
 
 def test_other_threads_put_other_arrays_into_the_trees() -> None:
     """What a step or a repr looks at stays alive, where there is no GIL, too."""
-    params: Any = {"a": np.ones(3), "b": [np.ones(3)]}
-    grads: Any = {"a": np.ones(3), "b": [np.ones(3)]}
+    params: Any = {"lists": [[np.ones(3) for _ in range(50)]], "alone": np.ones(3)}
+    grads = copy.deepcopy(params)
     opt = SGD(params)
     done = threading.Event()
 
     def change() -> None:
         while not done.is_set():
             for tree in (params, grads):
-                tree["a"], tree["b"][0] = np.ones(3), np.ones(3)
+                for i in range(50):
+                    tree["lists"][0][i] = np.ones(3)
+                    tree["alone"] = np.ones(3)
             repr(opt)
 
     threads = [threading.Thread(target=change) for _ in range(2)]
     for thread in threads:
         thread.start()
     try:
-        for _ in range(1000):
+        for _ in range(10000):
             opt.step(grads)
     finally:
         done.set()
         for thread in threads:
             thread.join()
-    assert opt.steps == 1000
+    assert opt.steps == 10000
 
 
 def test_the_gradient_of_an_array_without_axes_may_be_a_numpy_scalar() -> None:
