@@ -85,7 +85,8 @@ test-aarch64:
 	qemu-aarch64 -L $(AARCH64) build/bits/aarch64 | diff build/bits/expected -
 
 # The rules, storages, norms and losses in a real Python for aarch64, emulated, with the wheel cross
-# compiled for it: half an hour. NumPy's matmul, emulated, warns without a reason. Debian packages: g++-aarch64-linux-gnu mmdebstrap qemu-user.
+# compiled for it: half an hour. NumPy's matmul, emulated, warns without a reason. Debian packages:
+# g++-aarch64-linux-gnu, mmdebstrap and qemu-user.
 EMULATED = $(abspath build/aarch64)
 test-aarch64-python: $(VENV)/.installed $(EMULATED)/bin/python
 	$(BIN)/python -m pip --python $(EMULATED)/bin/python install --quiet \
