@@ -241,7 +241,8 @@ def step_between_guards() -> None:
                         names, known = _core.rules()[rule][0], opt._states[0]
                         numbers = {name: known[name] for name in known if name not in names}
                         numbers |= opt._groups[0]._numbers | opt._numbers
-                        opt._bound.bind(0, rule, state[: len(names)], numbers)
+                        states = dict(zip(names, state, strict=False))
+                        opt._bound.bind(0, rule, states, numbers)
                         with fastopt.config_context(isa=isa):
                             opt.step(g, max_norm=1.0)
     print("all done")

@@ -244,15 +244,22 @@ Shape dense_strides(const Array& array) {
   return strides;
 }
 
+bool has_shape(const Array& array, const View& model) {
+  return array.ndim() == model.ndim &&
+         std::equal(model.shape, model.shape + model.ndim, array.shape());
+}
+
+py::tuple shape_of(const View& view) {
+  py::tuple shape(view.ndim);
+  for (index_t axis = 0; axis < view.ndim; ++axis) shape[size_t(axis)] = view.shape[axis];
+  return shape;
+}
+
 void check_shape(const Array& array, const View& model, const std::string& where,
                  const char* relation) {
-  if (array.ndim() != model.ndim ||
-      !std::equal(model.shape, model.shape + model.ndim, array.shape())) {
-    const py::tuple expected(model.ndim);
-    for (index_t axis = 0; axis < model.ndim; ++axis) expected[size_t(axis)] = model.shape[axis];
-    fail<py::value_error>(where, " has shape ", shape_text(array), ", ", relation, " ",
-                          text(expected));
-  }
+  if (has_shape(array, model)) return;
+  fail<py::value_error>(where, " has shape ", shape_text(array), ", ", relation, " ",
+                        text(shape_of(model)));
 }
 
 void check_like(const Array& array, const View& model, const std::string& where,

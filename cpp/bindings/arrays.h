@@ -166,6 +166,8 @@ Array shared_memory(size_t bytes);
 // The strides of new memory in an array's own order, as numpy.empty_like has them.
 Shape dense_strides(const Array& array);
 
+bool has_shape(const Array& array, const View& model);
+py::tuple shape_of(const View& view);
 void check_shape(const Array& array, const View& model, const std::string& where,
                  const char* relation);
 void check_like(const Array& array, const View& model, const std::string& where,

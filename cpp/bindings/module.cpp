@@ -63,8 +63,7 @@ void bind_optimizer(py::module_& m) {
       .def("__enter__", &BoundOptimizer::lock)
       .def("__exit__", [](BoundOptimizer& optimizer, const py::args&) { optimizer.unlock(); })
       .def("bind", &BoundOptimizer::bind, py::arg("index"), py::arg("rule"), py::arg("state"),
-           py::arg("numbers") = py::dict(), py::arg("scales") = py::dict(),
-           py::arg("master") = py::none(), py::arg("at_random") = false)
+           py::arg("numbers") = py::dict(), py::arg("at_random") = false)
       .def("set_constants", &BoundOptimizer::set_constants, py::arg("group"), py::arg("rule"),
            py::arg("values"), py::arg("between") = py::none(), py::arg("seed") = 0)
       .def(

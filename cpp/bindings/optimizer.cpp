@@ -19,6 +19,12 @@ std::atomic<unsigned> process = 1;
 
 constexpr std::int64_t most_steps = std::int64_t(1) << 62;  // of an array
 
+// Rows and columns have a stride of 0.
+Array broadcast(const Array& array, const View& model) {
+  if (has_shape(array, model)) return array;
+  return py::module_::import("numpy").attr("broadcast_to")(array, shape_of(model));
+}
+
 }  // namespace
 
 BoundOptimizer::BoundOptimizer(const std::string& caller, py::handle params, bool grouped)
@@ -48,28 +54,24 @@ void BoundOptimizer::lock() {
   }
 }
 
-void BoundOptimizer::bind(size_t index, const std::string& rule_name,
-                          const std::vector<Array>& state, const py::dict& numbers,
-                          const py::dict& scales, const std::optional<Array>& master,
-                          bool at_random) {
+void BoundOptimizer::bind(size_t index, const std::string& rule_name, const py::dict& state,
+                          const py::dict& numbers, bool at_random) {
   Parameter& parameter = parameters_.at(index);
   const RuleNames& rule = rules_.find(tree_.caller(), rule_name);
-  if (state.size() != rule.states.size()) {
-    fail<std::invalid_argument>(tree_.caller(), ": ", rule_name, " has ", rule.states.size(),
-                                " states");
-  }
+  const auto add = [&](const std::string& name) {
+    const auto array = state[name.c_str()].cast<Array>();
+    parameter.state.push_back(broadcast(array, parameter.seen.view()));
+    parameter.scales.emplace_back();
+    if (dtype_of(array) != Dtype::unsigned_8bit) return;
+    parameter.scales.back() = state[(name + "_scale").c_str()].cast<ArrayOf<float>>();
+  };
+  parameter.state.clear();
+  parameter.scales.clear();
+  for (const StateName& each : rule.states) add(each.name);
+  parameter.has_master = state.contains("master_param");
+  if (parameter.has_master) add("master_param");
   parameter.rule = &rule;
-  parameter.state = state;
-  parameter.has_master = master.has_value();
-  if (master) parameter.state.push_back(*master);
   parameter.at_random = at_random;
-  parameter.scales.assign(parameter.state.size(), std::nullopt);
-  for (size_t k = 0; k < parameter.state.size(); ++k) {
-    check_shape(parameter.state[k], parameter.seen.view(), parameter.name, "its parameter has");
-    if (dtype_of(parameter.state[k]) == Dtype::unsigned_8bit) {
-      parameter.scales[k] = scales[rule.states[k].name.c_str()].cast<ArrayOf<float>>();
-    }
-  }
   parameter.numbers = Numbers(numbers);
   parameter.layout_known = written_known_ = false;
 }

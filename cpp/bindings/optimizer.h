@@ -35,11 +35,10 @@ class BoundOptimizer {
   void lock();
   void unlock() { busy_ = 0; }
 
-  // From now on the array of this index is stepped by this rule, with this state. A state of 8 bits
-  // has `scales`, by its name. With a master, that is stepped, and the array rounded from it; where
-  // it is bfloat16 without one, it may be rounded at random.
-  void bind(size_t index, const std::string& rule, const std::vector<Array>& state,
-            const py::dict& numbers, const py::dict& scales, const std::optional<Array>& master,
+  // From now on the array of this index is stepped by this rule, with its state of these arrays. With
+  // a master among them, that is stepped, and the array rounded from it; where it is bfloat16
+  // without one, it may be rounded at random.
+  void bind(size_t index, const std::string& rule, const py::dict& state, const py::dict& numbers,
             bool at_random);
 
   // The array of this index is the part of a greater one that begins with this element.

@@ -78,10 +78,8 @@ class BoundOptimizer:
         self,
         index: int,
         rule: str,
-        state: list[NDArray[Any]],
+        state: dict[str, NDArray[Any]],
         numbers: dict[str, NDArray[np.float64]] = ...,
-        scales: dict[str, NDArray[np.float32]] = ...,
-        master: NDArray[np.float32] | None = ...,
         at_random: bool = ...,
     ) -> None: ...
     def set_constants(

@@ -82,7 +82,7 @@ class ExponentialMovingAverage:
         )
         self._bound = _core.BoundOptimizer(name, self._averages, False)
         for i in range(len(self._bound.names)):
-            self._bound.bind(i, "ema", [])
+            self._bound.bind(i, "ema", {})
         self._bound.set_constants(0, "ema", {})  # all of them change from update to update
         self._swapped = False
 

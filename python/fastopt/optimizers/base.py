@@ -811,7 +811,6 @@ class Optimizer:
             if all_names is not None:
                 names = [list(all_names[i]) for i in group._arrays]
             new: list[storage.State] = []
-            forms: list[storage.Format] = []
             if bound is not self._bound or rule != group._rule or names != known:
                 codings = [coding for each in set(rules) for coding in _RULES[each][0].values()]
                 storage.check(type(self).__name__, stored, codings, own)
@@ -821,22 +820,16 @@ class Optimizer:
                 before = [states[i] for i in group._arrays]
                 new = self._new_states(names, options, forms, list(own.values()), before)
             constants = _constants(rule, options), self._between(options), stored["seed"]
-            prepared.append((group, options, rule, constants, rules, forms, new))
+            prepared.append((group, options, rule, constants, rules, new))
         numbers = [state.name for state in self._special_states if state.number == "array"]
         # Nothing is changed before this point: memory for the states may have run out.
-        for group, options, rule, constants, rules, forms, new in prepared:
+        for group, options, rule, constants, rules, new in prepared:
             bound.set_constants(group._index, rule, *constants)
-            for i, rule_of, form, state in zip(group._arrays, rules, forms, new, strict=False):
-                arrays, shape = [state[name] for name in _RULES[rule_of][0]], params[i].shape
-                bound.bind(
-                    i,
-                    rule_of,
-                    [a if a.shape == shape else np.broadcast_to(a, shape) for a in arrays],
-                    {name: state[name] for name in numbers} | group._numbers | self._numbers,
-                    storage.scales_of(state),
-                    state.get(storage.MASTER),
-                    form.is_rounded_at_random,
-                )
+            shared = group._numbers | self._numbers
+            at_random = storage.of(options)["rounding"] == "stochastic"
+            for i, rule_of, state in zip(group._arrays, rules, new, strict=False):
+                own = {name: state[name] for name in numbers}
+                bound.bind(i, rule_of, state, own | shared if own else shared, at_random)
                 states[i] = state
             group._options, group._rule = options, rule
 

@@ -105,9 +105,6 @@ class Format:
         is_small = dtype == "8bit" and (param.size if size is None else size) < _SMALLEST_8BIT
         self.state_dtype = None if is_small else dtype
         self.has_master = options["master_weights"] and param.itemsize == 2
-        self.is_rounded_at_random = (
-            options["rounding"] == "stochastic" and param.itemsize == 2 and not self.has_master
-        )
         self._param = param
 
     @property
