@@ -500,6 +500,34 @@ def numbers_of(state: dict[str, Any]) -> dict[str, Any]:
     return numbers
 
 
+def test_a_conversion_rounds_at_random_with_the_key_of_the_step() -> None:
+    exact, _ = trained({}, 3)
+    opt, _ = trained({"state_dtype": "bfloat16", "seed": 7}, 0)
+    opt.load_state_dict({**exact.state_dict(), "param_groups.0.seed": np.array(7)}, convert=True)
+    for number, name in enumerate(("W", "b")):
+        for stream, state in enumerate(("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), 2):
+            expected = codecs.to_bfloat16(
+                exact.state[name][state], rounding="stochastic", key=(7, 3, number, stream)
+            )
+            assert opt.state_dict()[f"state.{name}.{state}"].tobytes() == expected.tobytes()
+
+
+def test_a_conversion_keeps_the_master() -> None:
+    stored = {"param": BFLOAT16, "master_weights": True}
+    state = trained(stored, 3)[0].state_dict()
+    opt, params = trained({**stored, "state_dtype": "bfloat16"}, 0)
+    opt.load_state_dict(state, convert=True)
+    master = opt.state["W"]["master_param"]
+    assert master.tobytes() == state["state.W.master_param"].tobytes()
+    assert (master != params["W"].astype(np.float32)).any()
+
+
+@pytest.mark.parametrize("size", [4095, 4096])
+def test_8_bits_begin_with_4096_elements(size: int) -> None:
+    opt = fastopt.Adam(np.ones(size, np.float32), state_dtype="8bit")
+    assert opt.state["param"]["exp_avg"].dtype == ("u1" if size == 4096 else "f4")
+
+
 def test_blocks_of_another_order_are_converted() -> None:
     state = trained({"state_dtype": "8bit"}, 3, "F")[0].state_dict()
     assert state["state.W.order"].tolist() == [1, 0]
