@@ -244,6 +244,8 @@ Shape dense_strides(const Array& array) {
   return strides;
 }
 
+namespace {
+
 bool has_shape(const Array& array, const View& model) {
   return array.ndim() == model.ndim &&
          std::equal(model.shape, model.shape + model.ndim, array.shape());
@@ -253,6 +255,13 @@ py::tuple shape_of(const View& view) {
   py::tuple shape(view.ndim);
   for (index_t axis = 0; axis < view.ndim; ++axis) shape[size_t(axis)] = view.shape[axis];
   return shape;
+}
+
+}  // namespace
+
+Array broadcast(const Array& array, const View& model) {
+  if (has_shape(array, model)) return array;
+  return py::module_::import("numpy").attr("broadcast_to")(array, shape_of(model));
 }
 
 void check_shape(const Array& array, const View& model, const std::string& where,

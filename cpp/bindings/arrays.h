@@ -166,8 +166,9 @@ Array shared_memory(size_t bytes);
 // The strides of new memory in an array's own order, as numpy.empty_like has them.
 Shape dense_strides(const Array& array);
 
-bool has_shape(const Array& array, const View& model);
-py::tuple shape_of(const View& view);
+// The array as one of the model's shape: where it has one element for several, its stride is 0.
+Array broadcast(const Array& array, const View& model);
+
 void check_shape(const Array& array, const View& model, const std::string& where,
                  const char* relation);
 void check_like(const Array& array, const View& model, const std::string& where,

@@ -19,12 +19,6 @@ std::atomic<unsigned> process = 1;
 
 constexpr std::int64_t most_steps = std::int64_t(1) << 62;  // of an array
 
-// Rows and columns have a stride of 0.
-Array broadcast(const Array& array, const View& model) {
-  if (has_shape(array, model)) return array;
-  return py::module_::import("numpy").attr("broadcast_to")(array, shape_of(model));
-}
-
 }  // namespace
 
 BoundOptimizer::BoundOptimizer(const std::string& caller, py::handle params, bool grouped)
