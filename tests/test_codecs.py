@@ -116,11 +116,11 @@ def test_any_bits(signed: bool, bits: Array) -> None:
             assert (np.sign(back) == np.sign(block))[back != 0].all()
             order = np.argsort(block)
             assert (np.diff(back[order]) >= 0).all()
-            assert not code[abs(block) < 2**-126].any()
+            assert not (code[abs(block) < 2**-129] & 0x7F).any()
             if signed:
-                assert (code != 0x80).all()
+                np.testing.assert_array_equal(code > 0x7F, np.signbit(block))
             else:
-                assert code[block >= 2**-126].all()
+                assert code[block >= 2**-129].all()
 
 
 @BOTH

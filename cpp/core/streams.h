@@ -61,7 +61,7 @@ inline Key key_of(const Storage& storage, int stream) {
 
 // Codes are loaded and stored in tiles of so many: a page has room for several, so that the
 // processor sees how a stream goes on, and reads ahead.
-constexpr index_t tile_elements = scale_block;
+constexpr index_t tile_elements = 2 * scale_block;
 
 // The first pass of two that a rule makes changes nothing but what it prepares.
 enum class Pass { first, update };

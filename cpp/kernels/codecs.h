@@ -14,7 +14,7 @@ inline float float_of(Word bits) {
 }
 
 constexpr Word sign_bit = 0x80000000u, infinity_bits = 0x7f800000u, nan_bits = 0x7fc00000u;
-constexpr Word one_bits = 0x3f800000u, smallest_normal = 0x00800000u;
+constexpr Word one_bits = 0x3f800000u;
 
 // bfloat16: the upper half of a float32.
 
@@ -53,8 +53,8 @@ inline void store_bfloat16_at_random(const float* __restrict from, index_t eleme
       w = (w ^ w >> 15) * 0x846ca68bu;
       words[i] = w ^ w >> 16;
     }
-    unsigned short random[piece];
-    __builtin_memcpy(random, words, sizeof random);
+    using Half [[gnu::may_alias]] = unsigned short;
+    const auto* random = reinterpret_cast<const Half*>(words);
     const index_t end = begin + piece < n ? begin + piece : n;
 #pragma omp simd
     for (index_t i = begin; i < end; ++i) {
@@ -111,12 +111,19 @@ struct EightBits {
     }
   }
 
+  // All scales first: the codes of a block wait long for its own.
   static void store(const float* from, index_t n, void* to, float* scales) {
     auto* codes = static_cast<unsigned char*>(to);
-    for (index_t begin = 0; begin < n; begin += scale_block) {
-      const index_t end = begin + scale_block < n ? begin + scale_block : n;
-      *scales++ = store_block(from + begin, end - begin, codes + begin);
-    }
+    const auto each_block = [&](auto visit) {
+      for (index_t begin = 0, k = 0; begin < n; begin += scale_block, ++k) {
+        const index_t end = begin + scale_block < n ? begin + scale_block : n;
+        visit(from + begin, end - begin, codes + begin, scales[k]);
+      }
+    };
+    each_block([](const float* x, index_t size, unsigned char*, float& scale) {
+      scale = scale_of(largest_of(x, size));
+    });
+    each_block(store_block);
   }
 
  private:
@@ -124,44 +131,50 @@ struct EightBits {
                          float* __restrict to) {
 #pragma omp simd
     for (index_t i = 0; i < n; ++i) {
-      const Word code = codes[i];
-      const Word u = (code << mantissa_shift) & (top_code << mantissa_shift);
-      const float magnitude = (float_of(one_bits + u) - 1) * unit;
-      to[i] = is_signed ? float_of(bits_of(magnitude) | (code << 24 & sign_bit)) : magnitude;
+      const Word code = Word(is_signed ? int(static_cast<signed char>(codes[i])) : int(codes[i]))
+                        << mantissa_shift;
+      const Word one = is_signed ? (code & sign_bit) | one_bits : one_bits;
+      const Word kept = is_signed ? code & (sign_bit | top_code << mantissa_shift) : code;
+      to[i] = (float_of(kept + one_bits) - float_of(one)) * unit;
     }
   }
 
-  // Returns the scale. A block of numbers too small for one is zero; where one is infinite or NaN,
-  // all are NaN.
-  static float store_block(const float* __restrict from, index_t n,
-                           unsigned char* __restrict codes) {
+  static Word largest_of(const float* x, index_t n) {
     int largest = 0;
 #pragma omp simd reduction(max : largest)
     for (index_t i = 0; i < n; ++i) {
-      const int magnitude = int(bits_of(from[i]) & ~sign_bit);
+      const int magnitude = int(bits_of(x[i]) & ~sign_bit);
       largest = magnitude > largest ? magnitude : largest;
     }
-    const bool is_number = largest < int(infinity_bits);
-    if (!is_number || largest < int(bits_of(smallest_scale))) {
+    return Word(largest);
+  }
+
+  // A block of numbers too small for one is zero; where one is infinite or NaN, all are NaN.
+  static float scale_of(Word largest) {
+    if (largest >= infinity_bits) return float_of(nan_bits);
+    return largest < bits_of(smallest_scale) ? 0 : float_of(largest);
+  }
+
+  static void store_block(const float* __restrict from, index_t n, unsigned char* __restrict codes,
+                          float scale) {
+    if (!(scale > 0)) {
       __builtin_memset(codes, 0, static_cast<__SIZE_TYPE__>(n));
-      return is_number ? 0 : float_of(nan_bits);
+      return;
     }
-    const float scale = float_of(Word(largest)), unit = top / scale;
+    const float unit = top / scale;
 #pragma omp simd
     for (index_t i = 0; i < n; ++i) {
       const Word bits = bits_of(from[i]), magnitude = is_signed ? bits & ~sign_bit : bits;
       const Word half = Word(1) << (mantissa_shift - 1);
-      const Word rounded = bits_of(float_of(magnitude) * unit + 1) + half - one_bits;
-      Word u = rounded >> mantissa_shift;
-      if (is_signed) {
-        u |= u == 0 ? 0 : bits >> 24 & 0x80;
-      } else {  // what is not subnormal, nor -0, does not become zero: it is divided by
-        const int exponent = int(bits) >> 23, least = exponent < 1 ? exponent : 1;
-        u = Word(int(u) > least ? int(u) : least);
+      int u = int(bits_of(float_of(magnitude) * unit + 1) + half - one_bits);
+      if (!is_signed) {  // what is positive does not become zero: it is divided by
+        constexpr int one_code = 1 << mantissa_shift;
+        const int least = int(bits) < one_code ? int(bits) : one_code;
+        u = u > least ? u : least;
       }
-      codes[i] = static_cast<unsigned char>(u);
+      const Word sign = is_signed ? bits >> 24 & 0x80 : 0;
+      codes[i] = static_cast<unsigned char>(Word(u) >> mantissa_shift | sign);
     }
-    return scale;
   }
 
   static constexpr float smallest_scale = 0x1p-90f;

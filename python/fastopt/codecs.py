@@ -41,10 +41,10 @@ in blocks of 256 elements, the last of which may be short::
     u        = (bits(|x| * (top / scale) + 1) + 2^19 - bits(1)) >> 20
     x        = value(u) * (scale / top)                 # both quotients once per block
 
-- With a sign, the code is u, and u + 0x80 for a negative x unless u is 0: 0x80 is never written.
-- Without one, u is at least 1 for every x >= 2^-126: what is divided by never becomes 0.
+- With a sign, the code is u, and u + 0x80 for an x whose sign bit is set. 0x80 is 0, too.
+- Without one, u is at least 1 for every x >= 2^-129: what is divided by never becomes 0.
 - A block with a scale below 2^-90 gets the scale 0 and the codes 0. So top / scale is finite,
-  scale / top and all that is decoded are normal numbers or 0, and subnormal x have the code 0:
+  scale / top and all that is decoded are normal numbers or 0, and subnormal x vanish beside 1:
   bits are the same whether subnormal numbers are flushed or not.
 - A block that holds a NaN or an infinity gets the scale NaN (0x7fc00000) and the codes 0, and
   decodes to NaN.
@@ -79,7 +79,6 @@ Float32: TypeAlias = NDArray[np.float32]
 
 BLOCK = 256
 _SMALLEST_SCALE = np.float32(2**-90)
-_SMALLEST_NORMAL = np.float32(2**-126)
 _ONE = np.uint32(0x3F800000)  # the bits of 1
 _NAN = 0x7FC0
 
@@ -155,9 +154,9 @@ def encode(x: Float32, *, signed: bool) -> tuple[NDArray[np.uint8], Float32]:
     y = np.where(coded, magnitudes * (_top(signed) / scales)[:, None], np.float32(0))
     u = ((y + np.float32(1)).view(np.uint32) + np.uint32(1 << 19) - _ONE) >> 20
     if signed:
-        u += np.where((u > 0) & (blocks < 0), np.uint32(0x80), np.uint32(0))
+        u += np.where(coded & np.signbit(blocks), np.uint32(0x80), np.uint32(0))
     else:
-        u = np.maximum(u, coded & (blocks >= _SMALLEST_NORMAL))
+        u = np.maximum(u, coded & (blocks.view(np.int32) >> 20 > 0))
     return _shaped(u.ravel()[: flat.size].astype(np.uint8), x), scales
 
 
@@ -200,7 +199,7 @@ def decode(codes: NDArray[np.uint8], scales: Float32, *, signed: bool) -> Float3
         )
     magnitudes = _value(flat & (0x7F if switch("decode: signed", signed) else 0xFF))
     x = magnitudes * np.repeat(scales / _top(signed), BLOCK)[: flat.size]
-    return _shaped(np.where(signed & (flat > 0x7F), -x, x), codes)
+    return _shaped(np.where(signed & (flat > 0x80), -x, x), codes)
 
 
 def to_bfloat16(
