@@ -45,20 +45,21 @@ inline void store_bfloat16_at_random(const float* __restrict from, index_t eleme
   auto* __restrict y = static_cast<unsigned short*>(to);
   for (index_t begin = 0; begin < n; begin += piece) {
     const auto first = static_cast<Word>((element + begin) / 2);
-    Word words[piece / 2];
+    union {
+      Word word[piece / 2];
+      unsigned short half[piece];
+    } random;
 #pragma omp simd
     for (index_t i = 0; i < piece / 2; ++i) {
       Word w = (first + static_cast<Word>(i)) ^ key.word[0];
       w = ((w ^ w >> 16) * 0x7feb352du) ^ key.word[1];
       w = (w ^ w >> 15) * 0x846ca68bu;
-      words[i] = w ^ w >> 16;
+      random.word[i] = w ^ w >> 16;
     }
-    using Half [[gnu::may_alias]] = unsigned short;
-    const auto* random = reinterpret_cast<const Half*>(words);
     const index_t end = begin + piece < n ? begin + piece : n;
 #pragma omp simd
     for (index_t i = begin; i < end; ++i) {
-      const Word by = random[i - begin];
+      const Word by = random.half[i - begin];
       y[i] = static_cast<unsigned short>(rounded_up(bits_of(from[i]), by) >> 16);
     }
   }
