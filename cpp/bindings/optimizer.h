@@ -35,8 +35,8 @@ class BoundOptimizer {
   void lock();
   void unlock() { busy_ = 0; }
 
-  // From now on the array of this index is stepped by this rule, with its state of these arrays. With
-  // a master among them, that is stepped, and the array rounded from it; where it is bfloat16
+  // From now on the array of this index is stepped by this rule, with its state of these arrays.
+  // With a master among them, that is stepped, and the array rounded from it; where it is bfloat16
   // without one, it may be rounded at random.
   void bind(size_t index, const std::string& rule, const py::dict& state, const py::dict& numbers,
             bool at_random);
