@@ -8,7 +8,6 @@ namespace {
 
 constexpr index_t few_long_rows = 64, long_row = 8192;  // so few need no sums in double
 constexpr index_t long_row_piece = 1 << 15, long_row_slice = 1 << 11;  // of which threads take some
-constexpr index_t long_rows_bytes = 1 << 22;  // of rows that are visited twice
 
 // Rows that stay in the second cache; at most 64, of which it is a divisor.
 index_t hot_rows(index_t row_bytes) {
@@ -129,18 +128,16 @@ const void* set_coefficients(const Norm& kernels, const LayerNorm& n, index_t ro
   return copy ? (*copy)[0] : x;
 }
 
-// The forward pass of few long rows, whose elements the threads share; as many rows at a time as
-// stay in the last cache.
-void long_rows(const Settings& settings, const LayerNorm& n, void* y) {
+// The forward pass of few long rows, whose elements the threads share; so many rows at a time.
+void long_rows(const Settings& settings, const LayerNorm& n, Range range, index_t most, void* y) {
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
   const index_t item = item_size(n.dtype), columns = n.columns;
   const bool stream = streams(n.rows * columns * item);
   const Chunks pieces(columns, long_row_piece, 64), slices(columns, long_row_slice, 64, columns);
-  const index_t most = std::max<index_t>(1, long_rows_bytes / (columns * item));
   const Scratch means(pieces.count, most), m2(pieces.count, most), coefficients(3, most);
   const ForwardCoefficients by = forward_in(coefficients);
-  for (index_t r = 0; r < n.rows; r += most) {
-    const index_t rows = std::min(most, n.rows - r), bytes = rows * columns * item;
+  for (index_t r = range.begin; r < range.end; r += most) {
+    const index_t rows = std::min(most, range.end - r), bytes = rows * columns * item;
     const void* x = at(n.x, r * columns, item);
     parallel_for(settings, bytes, [&](int part, int parts) {
       const Range mine = share(rows * pieces.count, part, parts);
@@ -244,11 +241,16 @@ void row_gradients(const Settings& settings, const LayerNorm& n, index_t run, co
 }
 
 void layer_norm(const Settings& settings, const LayerNorm& n, void* y) {
+  const index_t item = item_size(n.dtype), bytes = n.rows * n.columns * item;
   if (n.rows < few_long_rows && n.columns >= long_row && n.groups == 1) {
-    return long_rows(settings, n, y);
+    if (n.rows < settings.threads) return long_rows(settings, n, {0, n.rows}, n.rows, y);
+    Settings alone = settings;
+    alone.threads = 1;
+    return parallel_for(settings, 2 * bytes, [&](int part, int parts) {
+      long_rows(alone, n, share(n.rows, part, parts), 1, y);
+    });
   }
   const Norm& kernels = settings.table->norm[size_t(n.dtype)];
-  const index_t item = item_size(n.dtype), bytes = n.rows * n.columns * item;
   const index_t columns = n.columns, most = hot_rows(columns * item);
   const index_t apart = n.groups > 1 ? columns : 0;
   parallel_for(settings, 2 * bytes, [&](int part, int parts) {
