@@ -22,7 +22,9 @@ class SyncBatchNorm(BatchNorm):
 
     Batches may differ in length from rank to rank, and be empty. In training every rank must call
     `forward` and `backward`; an error on one is one on all. The gradients of weight and bias are
-    of the rank's own batch, as those of other parameters, and averaged with them.
+    of the rank's own batch, as those of other parameters, and averaged with them. `backward` adds
+    up what all ranks give it: where their batches differ in length, that must be the gradients of
+    the sums of their losses, not of the means.
 
     Parameters
     ----------
