@@ -17,19 +17,18 @@ void along(const T* const (&rows)[inputs], T* out, index_t begin, index_t end, c
     step(from, out + i);
   }
   if (i == end) return;
+  // Without conditional stores: gcc 12 makes some of them that fault where they do not store.
   T rest[inputs][count], rest_out[count];
-  const int left = int(end - i);
+  const auto copy = [left = end - i](const T* source, T* to) {
+    map<T, false>(left, to, [=]<class V>(index_t k) { return load<V>(source + k); });
+  };
   for (int r = 0; r < inputs; ++r) {
-    const T padding = r == 0 ? -Real<T>::infinity : T(0);
-    const T* const row = rows[r] + i;
-    for (int k = 0; k < int(count); ++k) rest[r][k] = k < left ? row[k] : padding;
+    for (T& x : rest[r]) x = r == 0 ? -Real<T>::infinity : T(0);
+    copy(rows[r] + i, rest[r]);
     from[r] = rest[r];
   }
   step(from, rest_out);
-  T* const to = out + i;
-  for (int k = 0; k < int(count); ++k) {
-    if (k < left) to[k] = rest_out[k];
-  }
+  copy(rest_out, out + i);
 }
 
 template <class T>
