@@ -857,8 +857,10 @@ class Optimizer:
                 new = [{name: array} for array in _core.new_numbers(len(without), value)]
             else:
                 models = [storage.model_of(before[k], params[k]) for k in without]
-                of_those = [forms[k] for k in without], [declared.like(model) for model in models]
-                new = storage.new_states(name, _CODINGS[name], value, position, *of_those)
+                if declared.shape != "like":
+                    models = list(map(declared.like, models))
+                own = [forms[k] for k in without]
+                new = storage.new_states(name, _CODINGS[name], value, position, own, models)
             for k, part in zip(without, new, strict=True):
                 states[k].update(part)
         for state, old, form, param in zip(states, before, forms, params, strict=True):
