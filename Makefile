@@ -92,7 +92,7 @@ test-aarch64-python: $(VENV)/.installed $(EMULATED)/bin/python
 	$(BIN)/python -m pip --python $(EMULATED)/bin/python install --quiet \
 		scikit-build-core pybind11 numpy autograd hypothesis ml_dtypes pytest safetensors scipy
 	PATH=$(abspath $(BIN)):$$PATH CXX=aarch64-linux-gnu-g++ \
-	CXXFLAGS='-idirafter $(EMULATED)/root/usr/include' \
+	CXXFLAGS='-idirafter $(EMULATED)/debian/usr/include' \
 	CMAKE_ARGS='-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64' \
 		$(BIN)/python -m pip --python $(EMULATED)/bin/python install --quiet \
 		--no-deps --no-build-isolation .
@@ -104,10 +104,10 @@ test-aarch64-python: $(VENV)/.installed $(EMULATED)/bin/python
 $(EMULATED)/bin/python:
 	rm -rf $(EMULATED) && mkdir -p $(@D)
 	. /etc/os-release && mmdebstrap --quiet --variant=extract --architectures=arm64 \
-		--include=python3-dev $$VERSION_CODENAME $(EMULATED)/root
-	echo 'home = $(EMULATED)/root/usr/bin' > $(EMULATED)/pyvenv.cfg
-	printf '%s\n' '#!/bin/sh' 'exec qemu-aarch64 -L $(EMULATED)/root -0 $@ \
-		$(EMULATED)/root/usr/bin/python3 "$$@"' > $@
+		--include=python3-dev $$VERSION_CODENAME $(EMULATED)/debian
+	echo 'home = $(EMULATED)/debian/usr/bin' > $(EMULATED)/pyvenv.cfg
+	printf '%s\n' '#!/bin/sh' 'exec qemu-aarch64 -L $(EMULATED)/debian -0 $@ \
+		$(EMULATED)/debian/usr/bin/python3 "$$@"' > $@
 	chmod +x $@
 
 # The kernels' float32 exp and log on every input: minutes.
