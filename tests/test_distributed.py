@@ -242,11 +242,26 @@ def test_arguments_are_the_same_on_all_ranks() -> None:
 @pytest.mark.parallel(nprocs=[2, 3, 4])
 def test_a_rule_that_becomes_one_of_whole_arrays_is_an_error() -> None:
     opt = DistributedOptimizer(fastopt.AdamW, np.ones(5000))
+    opt.step(np.ones(5000))
     opt.param_groups[0]["cautious"] = True
-    with pytest.raises(ValueError, match="for whole arrays: give them to DistributedOptimizer"):
-        opt.step(np.ones(5000))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="for whole arrays: give them to DistributedOptimizer"):
+            opt.step(np.ones(5000))
     opt = DistributedOptimizer(fastopt.AdamW, np.ones(5000), cautious=True)
     opt.step(np.ones(5000))
+
+
+@pytest.mark.parallel(nprocs=[2, 3, 4])
+def test_an_array_that_lies_otherwise_than_the_one_that_was_cut_is_an_error() -> None:
+    opt = DistributedOptimizer(fastopt.SGD)
+    params, grads = np.ones((50, 60)), np.ones((50, 60))
+    opt.update(params, grads)
+    other = np.asfortranarray(params) if COMM.rank == 1 else params.copy()
+    with pytest.raises(ValueError, match="not in C order, as that was bound with"):
+        opt.update(other, grads)
+    assert (other == params).all()
+    opt.update(params, grads)
+    assert opt.steps == 2
 
 
 @on_ranks

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -80,6 +80,16 @@ def _address(array: Array) -> int:
     return address
 
 
+class Place(NamedTuple):
+    """Elements of a rank's piece of an array, and where in a bucket they are."""
+
+    rank: int
+    array: int
+    begin: int
+    end: int
+    place: slice
+
+
 class Exchange:
     """
     Sums and copies of arrays of one dtype.
@@ -132,25 +142,22 @@ class Exchange:
         in_order = self._in_order and self._dtype == self._sum_dtype
         return _flat_view([grads[i] for i in self._members]) if in_order else None
 
-    def _buckets(self) -> Iterator[tuple[int, list[int]]]:
-        """Of the ranks' elements: the first ones of a bucket, and how many of each are in it."""
-        for low in range(0, max(self._lengths), max(self._row, 1)):
-            yield low, [min(max(length - low, 0), self._row) for length in self._lengths]
-
-    def _places(
-        self, low: int, counts: Sequence[int]
-    ) -> Iterator[tuple[int, int, int, int, slice]]:
-        """Of a bucket: rank, array, its first element and end, and where in the buffer they are."""
-        at = 0
-        for rank, n in enumerate(counts):
-            before = -low
-            for i, (begin, end) in self._pieces[rank].items():
-                first, last = max(before, 0), min(before + end - begin, n)
-                if first < last:
-                    start = begin + first - before
-                    yield rank, i, start, start + last - first, slice(at + first, at + last)
-                before += end - begin
-            at += n
+    @cached_property
+    def _buckets(self) -> list[tuple[int, list[int], list[Place]]]:
+        """Of the ranks' elements: the first ones, how many of each, and which these are."""
+        row, buckets = max(self._row, 1), []
+        for low in range(0, max(self._lengths), row):
+            counts = [min(max(length - low, 0), row) for length in self._lengths]
+            buckets.append((low, counts, _starts(counts), list[Place]()))
+        for rank, pieces in enumerate(self._pieces):
+            at = 0
+            for i, (begin, end) in pieces.items():
+                while begin < end:
+                    _, _, starts, places = buckets[at // row]
+                    n, start = min(end - begin, row - at % row), starts[rank] + at % row
+                    places.append(Place(rank, i, begin, begin + n, slice(start, start + n)))
+                    begin, at = begin + n, at + n
+        return [(low, counts, places) for low, counts, _, places in buckets]
 
     def sum_up(
         self, grads: Sequence[Array | None], weight: float, flat: Array | None
@@ -164,12 +171,12 @@ class Exchange:
         rank, starts, total = self._comm.rank, _starts(self._lengths), self._total
         pieces = self._pieces if self._everywhere else [self._pieces[rank]]
         own = total[starts[rank] if self._everywhere else 0 :][: self._lengths[rank]]
-        for low, counts in self._buckets():
+        for low, counts, places in self._buckets:
             out = own[low : low + self._row]
             if flat is not None:
                 self._add_up(flat, counts, [start + low for start in starts], out)
                 continue
-            self._pack(grads, weight, low, counts)
+            self._pack(grads, weight, places)
             if self._reproducible:
                 self._add_up(self._buffer, counts, _starts(counts), out)
             else:
@@ -183,11 +190,9 @@ class Exchange:
             at += size
         return sums
 
-    def _pack(
-        self, grads: Sequence[Array | None], weight: float, low: int, counts: Sequence[int]
-    ) -> None:
+    def _pack(self, grads: Sequence[Array | None], weight: float, places: Sequence[Place]) -> None:
         buffer = self._buffer
-        for _, i, begin, end, place in self._places(low, counts):
+        for _, i, begin, end, place in places:
             grad = grads[i]
             if grad is None or weight == 0:
                 buffer[place] = 0
@@ -228,12 +233,12 @@ class Exchange:
             return
         own = self._comm.rank
         buffer = self._buffer.view(self._dtype)
-        for low, counts in self._buckets():
-            for rank, i, begin, end, place in self._places(low, counts):
+        for _, counts, places in self._buckets:
+            for rank, i, begin, end, place in places:
                 if rank == own:
                     buffer[place] = elements(arrays[i], begin, end)
             self._gather(buffer, counts)
-            for rank, i, begin, end, place in self._places(low, counts):
+            for rank, i, begin, end, place in places:
                 if rank != own:
                     _set_elements(arrays[i], begin, end, buffer[place])
 

@@ -148,6 +148,7 @@ class DistributedOptimizer:
         self._params: Any = None
         self._grouped = False
         self._divisible: list[bool] = []
+        self._fitting: Sequence[Mapping[str, Any]] = []  # the options that go with the pieces
         self._pieces: list[list[Piece]] = [[] for _ in range(self._comm.size)]
         self._exchanges: list[Exchange] = []
 
@@ -436,7 +437,7 @@ class DistributedOptimizer:
         the arrays, as one where they are one on all ranks.
         """
         caller, comm = f"{self._name}.step", self._comm
-        error, about, looked, digest, own_weight = None, {}, [], 0, 1.0
+        error, looked, digest, own_weight = None, [], 0, 1.0
         flats: list[Array | None] = []
         try:
             if weight is not None:
@@ -444,11 +445,10 @@ class DistributedOptimizer:
             number(f"{caller}: loss_scale", said["loss_scale"], 0.0, above=True)
             switch(f"{caller}: zero_grads", said["zero_grads"])
             looked = self._model.look(self._params, grads, said["zero_grads"])
-            self._check_pieces(looked)
-            about = {**said, "weight": "given" if weight is not None else None, **self._options()}
-            for name, (_, grad) in zip(self._model.names, looked, strict=True):
-                about[f"grads[{name!r}]"] = None if grad is None else "an array"
-            digest = zlib.crc32(repr(about).encode())
+            self._check_pieces([array for array, _ in looked])
+            said |= {"weight": None if weight is None else "given", **self._options()}
+            is_there = bytes(grad is not None for _, grad in looked)
+            digest = zlib.crc32(is_there, zlib.crc32(repr(said).encode()))
             given = [grad if weight is None else None for _, grad in looked]
             flats = [exchange.flat_grads(given) for exchange in self._exchanges]
             flats += [exchange.flat_params([a for a, _ in looked]) for exchange in self._exchanges]
@@ -460,7 +460,9 @@ class DistributedOptimizer:
         if records[:, 0].any():
             agree(comm, error)
         if (records[:, 1] != digest).any():
-            check_same(comm, caller, about)
+            for name, (_, grad) in zip(self._model.names, looked, strict=True):
+                said[f"grads[{name!r}]"] = None if grad is None else "an array"
+            check_same(comm, caller, said)
         total = sum(records[:, 2].tolist())  # in the order of the ranks
         if total == 0:
             raise ValueError(f"{caller}: weight is 0 on all ranks")
@@ -469,22 +471,25 @@ class DistributedOptimizer:
         flats = [flat if there else None for flat, there in zip(flats, on_all, strict=True)]
         return arrays, own, float(said["loss_scale"]) * total, flats
 
-    def _check_pieces(self, looked: Sequence[tuple[Array, Array | None]]) -> None:
+    def _check_pieces(self, arrays: Sequence[Array]) -> None:
         """A rule that hyper-parameters have made one of whole arrays, or an array, may not fit."""
         if not self._is_sharded:
             return
-        groups = self._optimizer._groups
-        for i, (array, _) in enumerate(looked):
-            where = f"{self._name}.step: params[{self._model.names[i]!r}]"
+        options = [group._options for group in self._optimizer._groups]
+        is_new = options != self._fitting
+        names, owners = self._model.names, self._model.groups
+        for i, array in enumerate(arrays):
             if not self._divisible[i]:
                 continue
+            where = f"{self._name}.step: params[{names[i]!r}]"
             if not array.flags.c_contiguous:
                 raise ValueError(f"{where} is not in C order, as that was bound with")
-            if array.ndim and self._is_one(groups[self._model.groups[i]]._options, array):
+            if is_new and array.ndim and self._is_one(options[owners[i]], array):
                 raise ValueError(
                     f"{where} is cut among the ranks, and its hyper-parameters are now of a rule "
                     "for whole arrays: give them to DistributedOptimizer"
                 )
+        self._fitting = options
 
     def _sum_up(
         self,
