@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,12 @@ from fastopt.distributed._together import (
 from fastopt.optimizers.base import _RULES, ArrayTree, GradientTree, Optimizer
 from fastopt.optimizers.groups import ParamGroup
 from fastopt.optimizers.options import Schedule
+from fastopt.optimizers.schedule_free import Averaging
 
 __all__ = ["DistributedOptimizer"]
 
 
-class DistributedOptimizer:
+class DistributedOptimizer(Averaging):
     """
     An optimizer of parameters that all ranks of a communicator have: data-parallel training.
 
@@ -622,17 +623,6 @@ class DistributedOptimizer:
         if not hasattr(self._optimizer, name):
             raise AttributeError(f"{self._name} has no attribute {name!r}")
         return getattr(self._optimizer, name)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Evaluation for a while, on all ranks: ``with opt.averaged(): ...``."""
-        training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            if training:
-                self.train()
 
     def train(self) -> None:
         """Put y into the parameters on all ranks: of schedule-free optimizers, and as theirs."""

@@ -27,7 +27,22 @@ MomentumAndDecay = Annotated[
 ]
 
 
-class _ScheduleFree(Optimizer):
+class Averaging:
+    """Of optimizers with `training`, `eval` and `train`: parameters may be an average."""
+
+    @contextmanager
+    def averaged(self: Any) -> Iterator[None]:
+        """Evaluation for a while: ``with opt.averaged(): ...``."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            if training:
+                self.train()
+
+
+class _ScheduleFree(Averaging, Optimizer):
     """The modes: the arrays hold y in training, and the average x in evaluation."""
 
     _special_states = (
@@ -74,17 +89,6 @@ class _ScheduleFree(Optimizer):
             momenta = self._momenta + [self._momentum_of(group._options) for group in added]
             self._move([1 - momentum for momentum in momenta])
             self._training = True
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Evaluation for a while: ``with opt.averaged(): ...``."""
-        training = self._training
-        self.eval()
-        try:
-            yield
-        finally:
-            if training:
-                self.train()
 
     def _move(self, shares: list[float]) -> None:
         """Moves every array its group's share of the way to z, all or none."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from torch.optim import optimizer as _torch_optimizer
 from fastopt import _checks, _config, _core
 from fastopt.optimizers import storage
 from fastopt.optimizers.base import _RULES, Optimizer, _constants
+from fastopt.optimizers.schedule_free import Averaging
 from fastopt.torch import stored
 
 # Of a step, and so of all groups together.
@@ -419,7 +419,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         return loss
 
 
-class _Averaged(Door):
+class _Averaged(Averaging, Door):
     """The modes of the schedule-free rules: in evaluation a group has the momentum of its begin."""
 
     @property
@@ -442,17 +442,6 @@ class _Averaged(Door):
                 momentum = group.pop("evaluated_with", None)
                 if momentum is not None:
                     self._move(group, 1 - momentum)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Evaluation for a while: ``with opt.averaged(): ...``."""
-        training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            if training:
-                self.train()
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _move(self, group: dict[str, Any], share: float) -> None:
@@ -503,7 +492,7 @@ def door(name: str) -> Any:
     ours: Any = Optimizer.registry[name]
     theirs = getattr(torch.optim, name, None)
     signature = _signature_of(ours, theirs)
-    adapter = _Averaged if hasattr(ours, "averaged") else Door
+    adapter = _Averaged if issubclass(ours, Averaging) else Door
 
     def init(self: Any, *args: Any, **options: Any) -> None:
         adapter.__init__(self, *args, **options)
