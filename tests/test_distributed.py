@@ -12,7 +12,9 @@ from mpi4py import MPI
 import fastopt
 from fastopt import data
 from fastopt.distributed import DistributedOptimizer, SyncBatchNorm, broadcast, flatten
-from ranks import COMM, NAMES, SHAPES, assert_same, copied, drawn, on_ranks, shapes_of
+from fastopt.distributed._shards import cut
+from fastopt.optimizers import muon
+from ranks import COMM, MATRICES, NAMES, SHAPES, assert_same, copied, drawn, on_ranks, shapes_of
 
 
 @on_ranks
@@ -134,6 +136,29 @@ def test_arrays_may_lie_otherwise_on_other_ranks() -> None:
 
 
 @on_ranks
+def test_flat_arrays_of_two_bytes() -> None:
+    """Their sums are of four."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    found = []
+    for given in (dict, flatten):
+        rng = np.random.default_rng(COMM.rank)
+        params = given(drawn(np.random.default_rng(9), SHAPES, ml_dtypes.bfloat16))
+        opt = DistributedOptimizer(
+            fastopt.AdamW, params, reproducible=True, master_weights=True, bucket_bytes=9000
+        )
+        for _ in range(3):
+            opt.step(given(drawn(rng, SHAPES, ml_dtypes.bfloat16)))
+        found.append({**params, **opt.state_dict()})
+    assert_same(*found)
+
+
+@pytest.mark.parallel(nprocs=1)
+def test_whole_arrays_are_balanced() -> None:
+    pieces = cut([1000, 1000, 2000, 5000], [False] * 4, 2)
+    assert [sum(end for _, end in own) for own in pieces] == [5000, 4000]
+
+
+@on_ranks
 def test_random_trees() -> None:
     """Of any number of arrays and elements, some empty, some without gradients, some in one."""
     for seed in range(200):
@@ -204,7 +229,8 @@ def test_what_fails_on_one_rank_fails_on_all(
     own = (change(grads), options) if COMM.rank == 1 else (grads, {})
     with pytest.raises(error, match=message) as caught:
         opt.step(own[0], **own[1])
-    assert "rank 1" in str(caught.value) or COMM.rank == 1
+    is_of_one = "on rank 0" not in message
+    assert str(caught.value).startswith("rank 1: ") == (is_of_one and COMM.rank != 1)
     assert_same(params, before)
     assert_same(opt.state_dict(), state)
     opt.step(grads)
@@ -225,6 +251,21 @@ def test_a_schedule_that_fails_on_one_rank() -> None:
     with pytest.raises(KeyError, match="no rate"):
         opt.step(grads)
     assert_same(params, before)
+
+
+@pytest.mark.parallel(nprocs=[2, 3, 4])
+def test_an_update_that_fails_on_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When all had agreed to step."""
+
+    def fail(*_: Any, **options: Any) -> None:
+        raise MemoryError("no room")
+
+    if COMM.rank == 1:
+        monkeypatch.setattr(muon, "_orthogonalize", fail)
+    params = drawn(np.random.default_rng(0), MATRICES)
+    opt = DistributedOptimizer(fastopt.Muon, params)
+    with pytest.raises(MemoryError, match="no room"):
+        opt.step(copied(params))
 
 
 @pytest.mark.parallel(nprocs=[2, 3, 4])
