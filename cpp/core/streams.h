@@ -59,8 +59,9 @@ inline Key key_of(const Storage& storage, int stream) {
   return {{unsigned(key), unsigned(key >> 32)}};
 }
 
-// Codes are loaded and stored in tiles of so many: a page has room for several, so that the
-// processor sees how a stream goes on, and reads ahead.
+// Codes are loaded and stored in tiles of so many: of two blocks, since the codes of one wait for
+// its scale; and no more, so that a page has room for several, and the processor, which sees how a
+// stream goes on, reads ahead.
 constexpr index_t tile_elements = 2 * scale_block;
 
 // The first pass of two that a rule makes changes nothing but what it prepares.
