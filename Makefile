@@ -104,7 +104,7 @@ test-aarch64-python: $(VENV)/.installed $(EMULATED)/bin/python
 $(EMULATED)/bin/python:
 	rm -rf $(EMULATED) && mkdir -p $(@D)
 	. /etc/os-release && mmdebstrap --quiet --variant=extract --architectures=arm64 \
-		--include=python3-dev $$VERSION_CODENAME $(EMULATED)/debian
+		--include=python3-dev,libgomp1,libstdc++6 $$VERSION_CODENAME $(EMULATED)/debian
 	echo 'home = $(EMULATED)/debian/usr/bin' > $(EMULATED)/pyvenv.cfg
 	printf '%s\n' '#!/bin/sh' 'exec qemu-aarch64 -L $(EMULATED)/debian -0 $@ \
 		$(EMULATED)/debian/usr/bin/python3 "$$@"' > $@
