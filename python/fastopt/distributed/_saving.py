@@ -6,7 +6,7 @@ import math
 import os
 import zipfile
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
@@ -120,37 +120,29 @@ class Shards:
         for key in state_dict:
             keys_of[self._index(key)].append(key)
         given = _state.read(caller, {key: state_dict[key] for key in keys_of.pop(None, [])}, [])
-        all_options = self._optimizer._options_in(caller, given) if convert else []
+        optimizer, bound = self._optimizer, self._optimizer._bound
+        assert bound is not None
+        all_options = optimizer._options_in(caller, given) if convert else []
+        all_names: dict[int, list[str]] = {}
+        for group, options in zip(optimizer._groups, all_options, strict=False):
+            all_names |= optimizer._names_in(group, options, state_dict)
+        pieces, owners = bound.params, bound.groups
         for i, prefix in enumerate(self._index_of):
             step = {key: given[key] for key in [f"{prefix}.step"] if key in given}
             for keys in [keys_of[i]] if convert else [[key] for key in keys_of[i]]:
                 wholes = _state.read(caller, {key: state_dict[key] for key in keys}, [])
                 if convert:
                     wholes |= step
-                    self._convert(caller, i, wholes, all_options, state_dict)
+                    param, options = self._params[i], all_options[owners[i]]
+                    order = list(range(param.ndim))
+                    if not self._divisible[i]:
+                        order = storage.order_of(storage.model_of(optimizer._states[i], pieces[i]))
+                    optimizer._convert(
+                        i, param, f"{prefix}.", all_names[i], options, wholes, caller, order
+                    )
                 while wholes:  # none outlives its turn
                     given |= self._cut(caller, i, *wholes.popitem())
         return given
-
-    def _convert(
-        self,
-        caller: str,
-        i: int,
-        of_array: dict[str, Array],
-        all_options: Sequence[Mapping[str, Any]],
-        keys: Container[str],
-    ) -> None:
-        """Changes the states of a whole array to what they are stored as here."""
-        optimizer, param = self._optimizer, self._params[i]
-        assert optimizer._bound is not None
-        order = list(range(param.ndim))
-        if not self._divisible[i]:
-            here = storage.model_of(optimizer._states[i], optimizer._bound.params[i])
-            order = storage.order_of(here)
-        group = optimizer._groups[optimizer._bound.groups[i]]
-        options = all_options[group._index]
-        names = optimizer._names_in(group, options, keys)[i]
-        optimizer._convert(i, names, options, of_array, caller, param, order)
 
     def _cut(self, caller: str, i: int, key: str, value: Array) -> dict[str, Array]:
         """What is here of an entry, if it is, in memory of its own."""

@@ -511,6 +511,7 @@ class Optimizer:
         all_options = self._options_in(caller, given)
         for i, name in product(range(len(self._groups)), storage.FIXED):  # it keeps its own
             given.pop(f"param_groups.{i}.{name}", None)
+        names, params = bound.names, bound.params
         all_names: dict[int, list[str]] = {}
         for group, options in zip(self._groups, all_options, strict=True):
             all_names |= self._names_in(group, options, given)
@@ -525,7 +526,10 @@ class Optimizer:
             for name, shared in group._numbers.items():
                 wanted[f"param_groups.{group._index}.{name}"] = (shared.shape, shared.dtype)
             for i in group._arrays:
-                wanted |= self._entries_of(i, all_names[i], options, given, caller, convert)
+                prefix = f"state.{names[i]}."
+                wanted |= self._entries_of(
+                    i, params[i], prefix, all_names[i], options, given, caller, convert
+                )
         _state.check_keys(caller, given, wanted)
         _state.check_entries(caller, given, wanted)
         with bound:
@@ -551,6 +555,8 @@ class Optimizer:
     def _entries_of(
         self,
         index: int,
+        param: Array,
+        prefix: str,
         names: Sequence[str],
         options: Mapping[str, Any],
         given: dict[str, Array],
@@ -558,13 +564,11 @@ class Optimizer:
         convert: bool,
     ) -> dict[str, Entry]:
         """What a state_dict must have for an array; what is to be converted is so afterwards."""
-        assert self._bound is not None
-        param, prefix = self._bound.params[index], f"state.{self._bound.names[index]}."
         form = storage.Format(storage.of(options), param, self._sizes.get(index))
         codings = {name: _CODINGS[name] for name in names if name in _CODINGS}
         order = storage.order_of(storage.model_of(self._states[index], param))
         if convert:
-            self._convert(index, names, options, given, caller, param, order)
+            self._convert(index, param, prefix, names, options, given, caller, order)
         storage.check_same(caller, prefix, form, codings, given, order)
         wanted: dict[str, Entry] = {prefix + "step": ((), "count")}
         for name in names:
@@ -588,17 +592,16 @@ class Optimizer:
     def _convert(
         self,
         index: int,
+        param: Array,
+        prefix: str,
         names: Sequence[str],
         options: Mapping[str, Any],
         given: dict[str, Array],
         caller: str,
-        param: Array,
         order: list[int],
     ) -> None:
         """Changes the states of an array in a state_dict to what they are stored as here."""
-        assert self._bound is not None
-        prefix = f"state.{self._bound.names[index]}."
-        _state.check_keys(caller, given, [f"{prefix}step"], given)
+        _state.check_keys(caller, given.keys() & {f"{prefix}step"}, [f"{prefix}step"])
         _state.check_entries(caller, given, {f"{prefix}step": ((), "count")})
         stored = storage.of(options)
         form = storage.Format(stored, param, self._sizes.get(index))
@@ -614,7 +617,7 @@ class Optimizer:
             left_out = {name for name in keys if isinstance(self.ranges.get(name), Maybe)}
             spared = {"lr", "seed", *left_out}
             needed = {key for name, key in keys.items() if name not in spared}
-            _state.check_keys(caller, given, needed, given)
+            _state.check_keys(caller, given.keys() & needed, needed)
             values = {
                 name: _state.decoded(given[key], getattr(self.ranges.get(name), "text", False))
                 for name, key in keys.items()

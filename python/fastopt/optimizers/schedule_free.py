@@ -135,7 +135,7 @@ class _ScheduleFree(Averaging, Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         caller = f"{type(self).__name__}.load_state_dict"
         given = _state.read(caller, state_dict, [])
-        _state.check_keys(caller, given, {"training"}, given)
+        _state.check_keys(caller, given.keys() & {"training"}, {"training"})
         training = given.pop("training")
         if training.shape != () or training.dtype != np.bool_:
             raise TypeError(f"{caller}: training is {shown(training.tolist())}, expected a bool")
