@@ -160,6 +160,19 @@ py::tuple batch_norm_forward(std::unique_ptr<SavedBatch> saved, py::handle x,
   return py::make_tuple(y.array, std::move(saved));
 }
 
+// Mean and biased variance of each channel.
+Array batch_statistics(py::handle x, py::handle axis, double eps) {
+  const CurrentSettings settings;
+  const auto saved = saved_of_call<SavedBatch>("batch_norm", py::none(), py::none(), eps);
+  saved->axis = clipped(axis);
+  Arguments arguments(saved->function, x, Arguments::any, Overlaps::read);
+  BatchNorm norm = batch_norm_of(arguments, *saved);
+  saved->statistics.assign(3 * size_t(norm.channels), 1.0);
+  set_statistics(norm, *saved, norm.channels);
+  without_gil(arguments, [&] { batch_norm(settings.get(), norm, {}, nullptr, nullptr); });
+  return saved->mean_and_variance();
+}
+
 // dx, dgamma, dbeta and what flows to the residual.
 py::tuple batch_norm_gradient(const char* function, py::handle dy_object, py::handle object,
                               py::handle out) {
@@ -356,6 +369,7 @@ void bind_norm(py::module_& m) {
           saved->relu = after.second;
           return batch_norm_forward(std::move(saved), x, running, after.first, {}, out);
         });
+  m.def("batch_statistics", &batch_statistics);
   m.def("batch_renorm",
         [](py::handle x, py::handle axis, const GammaBeta& affine, const RunningStatistics& running,
            bool training, double eps, const Limits& limits, py::handle out) {

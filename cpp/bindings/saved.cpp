@@ -12,19 +12,6 @@ std::vector<index_t> geometry_of(const Array& array) {
   return geometry;
 }
 
-Array statistics_of(const Saved& saved) {
-  const index_t n = index_t(saved.statistics.size()) / 3;
-  Array result = new_output({2, n}, Dtype::float64);
-  double* const to = static_cast<double*>(result.mutable_data());
-  const double *const mean = saved.statistics.data(), *const variance = mean + n;
-  for (index_t i = 0; i < n; ++i) {
-    const double unit = variance[n + i];
-    to[i] = mean[i] / unit;
-    to[n + i] = variance[i] / unit / unit;
-  }
-  return result;
-}
-
 template <class... Fields>
 void assign(std::tuple<Fields&...> fields, const py::tuple& state) {
   fields = state.cast<std::tuple<Fields...>>();
@@ -63,6 +50,19 @@ void Saved::set_x(const Array& array) {
   type = dtype_number(x);
 }
 
+Array Saved::mean_and_variance() const {
+  const index_t n = index_t(statistics.size()) / 3;
+  Array result = new_output({2, n}, Dtype::float64);
+  double* const to = static_cast<double*>(result.mutable_data());
+  const double *const mean = statistics.data(), *const variance = mean + n;
+  for (index_t i = 0; i < n; ++i) {
+    const double unit = variance[n + i];
+    to[i] = mean[i] / unit;
+    to[n + i] = variance[i] / unit / unit;
+  }
+  return result;
+}
+
 void Saved::check_x() const {
   if (geometry_of(x) != geometry || dtype_number(x) != type) {
     fail<py::value_error>(function, "_backward: x was given another shape, dtype or strides after ",
@@ -87,7 +87,7 @@ void bind_saved(py::module_& m) {
                     py::custom_type_setup(&without_new))
       .def_readonly("function", &Saved::function)
       .def_readonly("x", &Saved::x)
-      .def_property_readonly("statistics", &statistics_of,
+      .def_property_readonly("statistics", &Saved::mean_and_variance,
                              "Mean and biased variance that were used, float64, of shape "
                              "(2, number of statistics).")
       .def("__repr__", [](const Saved& saved) {

@@ -22,6 +22,7 @@ struct Saved {
 
   void set_x(const Array& array);
   void check_x() const;  // x is as it was
+  Array mean_and_variance() const;
 
   auto fields() { return std::tie(function, gamma, beta, eps, x, statistics); }
 };

@@ -8,6 +8,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import DTypeLike, NDArray
 
+from fastopt import _core
 from fastopt._tree import Array
 from fastopt.distributed._together import check_same, communicator, together
 from fastopt.norm import BatchNorm, batch
@@ -163,8 +164,7 @@ class SyncBatchNorm(BatchNorm):
         if n < 2:
             mean = x.reshape(-1).astype(np.float64) if n else np.zeros(self.num_features)
             return n, mean, np.zeros(self.num_features)
-        _, saved = batch.batch_norm(x, training=True, eps=self.eps or 0.0, axis=self.axis)
-        mean, var = saved.statistics
+        mean, var = _core.batch_statistics(x, self.axis, self.eps or 0.0)
         return n, mean, n * var
 
     def _merged(
