@@ -21,19 +21,18 @@ index_t past_line(const T* x) {
 }
 
 // First up to a cache line's begin: large arrays of one shape usually lie alike in their lines, and
-// stores that straddle two lines halve the speed. States in tiles do not: they were stored a moment
-// ago from their begin on, and loads that straddle two of those stores would wait for them.
-// Prefetching ahead was measured on Zen 4: no faster in DRAM and slower in L3, so the hardware's
-// own must do.
+// stores that straddle two lines halve the speed (of short arrays they cost what the begin does).
+// States in tiles do not: they were stored a moment ago from their begin on, and loads that
+// straddle two of those stores would wait for them. Prefetching ahead was measured on Zen 4: no
+// faster in DRAM and slower in L3, so the hardware's own must do.
 template <class F, class T, class... S>
 void stream(F f, index_t n, const T* g, T* p, S*... s) {
   constexpr index_t line = line_bytes / index_t(sizeof(T));
   const index_t past = past_line(p);
-  const bool lie_alike = past != 0 && ((past_line(s) == past) && ...);
+  const bool lie_alike = n >= 16 * line && past != 0 && ((past_line(s) == past) && ...);
   const index_t head = lie_alike ? line - past : 0;
-  const index_t first = head < n ? head : n;
-  each(f, 0, first, g, p, s...);
-  each(f, first, n, g, p, s...);
+  each(f, 0, head, g, p, s...);
+  each(f, head, n, g, p, s...);
 }
 
 inline double total_of(const double* lanes_of_sum) {
