@@ -29,10 +29,12 @@ template <class F, class T, class... S>
 void stream(F f, index_t n, const T* g, T* p, S*... s) {
   constexpr index_t line = line_bytes / index_t(sizeof(T));
   const index_t past = past_line(p);
-  const bool lie_alike = n >= 16 * line && past != 0 && ((past_line(s) == past) && ...);
-  const index_t head = lie_alike ? line - past : 0;
-  each(f, 0, head, g, p, s...);
-  each(f, head, n, g, p, s...);
+  index_t begin = 0;
+  if (n >= 16 * line && past != 0 && ((past_line(s) == past) && ...)) {
+    begin = line - past;
+    each(f, 0, begin, g, p, s...);
+  }
+  each(f, begin, n, g, p, s...);
 }
 
 inline double total_of(const double* lanes_of_sum) {
