@@ -20,10 +20,10 @@ import numpy as np
 
 OURS = "fastopt"
 
-# The threads of another library's pool still spin for some milliseconds after their last call and
-# take a processor away from whoever comes next. So each candidate's turn begins with untimed calls
-# for this long, and then its timed calls take as long again.
-SETTLE_SECONDS = 0.01
+# The threads of another library's pool still spin after their last call, those of GCC's runtime for
+# six milliseconds of processor time, which is twice as long beside a thread on the same processor.
+# So each candidate's turn begins with untimed calls for so long, and then come its timed calls.
+SETTLE_SECONDS, TIMED_SECONDS = 0.04, 0.01
 SLOW_SECONDS = 0.2  # beside a call of this length a spinning pool does not matter
 FEW_ROUNDS, MOST_ROUNDS = 3, 60  # few are enough for slow calls
 
@@ -139,7 +139,7 @@ def turn(candidate: Candidate, expected: float) -> float:
             timed(candidate, 1)
             calls += 1
         expected = (time.perf_counter() - start) / calls
-    return timed(candidate, max(1, round(SETTLE_SECONDS / expected)))
+    return timed(candidate, max(1, round(TIMED_SECONDS / expected)))
 
 
 def interleave(candidates: Mapping[str, Candidate], effort: Effort) -> dict[str, list[float]]:
