@@ -20,9 +20,9 @@ import numpy as np
 
 OURS = "fastopt"
 
-# The threads of another library's pool still spin after their last call, those of GCC's runtime for
-# six milliseconds of processor time, which is twice as long beside a thread on the same processor.
-# So each candidate's turn begins with untimed calls for so long, and then come its timed calls.
+# The threads of another library's pool still spin after their last call, torch's for ten
+# milliseconds of processor time, which is twice as long beside a thread on the same processor. So
+# each candidate's turn begins with untimed calls, and then come its timed ones.
 SETTLE_SECONDS, TIMED_SECONDS = 0.04, 0.01
 SLOW_SECONDS = 0.2  # beside a call of this length a spinning pool does not matter
 FEW_ROUNDS, MOST_ROUNDS = 3, 60  # few are enough for slow calls
