@@ -130,6 +130,22 @@ def test_another_storage_is_converted_as_by_the_plain_optimizer(
     assert_same(opt.state_dict(), expected.state_dict())
 
 
+@on_ranks
+def test_each_group_is_converted_to_its_storage() -> None:
+    rng = np.random.default_rng(0)
+    groups: list[dict[str, Any]] = [
+        {"params": drawn(rng, SHAPES, np.float32)},
+        {"params": drawn(rng, SHAPES, np.float32), "state_dtype": "bfloat16"},
+    ]
+    plain = fastopt.AdamW([{"params": copied(group["params"])} for group in groups])
+    plain.step([drawn(rng, SHAPES, np.float32) for _ in groups])
+    saved = plain.state_dict()
+    opt, expected = DistributedOptimizer(fastopt.AdamW, groups), fastopt.AdamW(groups)
+    opt.load_state_dict(saved, convert=True)
+    expected.load_state_dict(saved, convert=True)
+    assert_same(opt.state_dict(), expected.state_dict())
+
+
 @pytest.mark.parallel(nprocs=[2, 3, 4])
 def test_a_file_that_cannot_be_written_is_an_error_on_all(path: Path) -> None:
     params = drawn(np.random.default_rng(0), SHAPES)
